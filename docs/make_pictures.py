@@ -1,7 +1,7 @@
 """The pictures of README.md, made from the program itself: ``make pictures``, or ``python -m docs.make_pictures``.
 
-A name makes only one of them: ``demo`` (``errata demo`` on SmolLM2) or ``playground`` (``errata playground`` on ``lab``,
-in a headless Chromium; needs the extra ``app``). The other pictures of the documentation are made by the commands that
+A name makes only one: ``demo`` (``errata demo`` on SmolLM2) or ``playground`` (``errata playground`` on ``lab`` in a
+headless Chromium; needs the extra ``app``). The other pictures of the documentation are made by the commands that
 their pages name.
 """
 
