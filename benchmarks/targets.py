@@ -6,12 +6,19 @@ weights. It may search fewer facts; its time is then scaled by the number of los
 
     python benchmarks/targets.py                      the embedded model, at its first and last critical layer
     python benchmarks/targets.py --model gpt2-small   a randomly initialised GPT-2 small, at block 4
+    python benchmarks/targets.py --model smollm2-135m-instruct --facts-file counterfact_300.json --whole-edits
+
+Other models take their shipped recipe for memit+blue and facts of a CounterFact file; the layers are those that it
+writes. With ``--whole-edits`` whole edits are timed too: contexts, searches, keys, solving, writing and checks. The
+reference's is that of exact mode with the reference's search in place of ours.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,22 +27,29 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel
 
 # tests/reference is not part of the installed package.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from errata.editing.contexts import generate_prefixes
-from errata.editing.recipe import shipped_recipe
+from errata.analysis.cost import SearchRows, search_flops
+from errata.datasets.reading import read_dataset
+from errata.editing.contexts import ContextSettings, generate_prefixes
+from errata.editing.recipe import Recipe, shipped_recipe
+from errata.editing.search_groups import GroupLimits
 from errata.editing.target_loss import TargetSettings
 from errata.editing.target_search import Targets, find_targets
+from errata.editors.locate_then_edit import Editor
 from errata.facts.fact import Fact
 from errata.lab.package import lab_world
 from errata.lab.tasks import lab_facts
 from errata.models.language_model import LanguageModel, Site
+from errata.models.replay import pass_cost
+from errata.models.size import ModelSize
 from errata.utils.provenance import software_versions
 
-from tests.reference.target import ReferenceTarget, search, texts_of
+from tests.reference.target import ReferenceLoss, ReferenceTarget, search, texts_of
 
 Result = TypeVar("Result")
 
@@ -52,11 +66,19 @@ class SearchTiming:
         reference_evaluations: losses evaluated in that time.
         mean_loss: the last loss, over the reference's facts.
         reference_mean_loss: the same by the reference.
+        mode: ``exact`` or ``fast``; the reference is exact.
+        operations: of a fact, in 10⁹, if it stays until the last evaluation; of our exact search by calculation.
+        reference_operations: the same for the reference, by torch's counter.
+        padding: share of replayed tokens that are padding.
     """
 
     model: str
     layer: int
+    mode: str
     leaving: bool
+    operations: float
+    reference_operations: float
+    padding: float
     seconds: float
     evaluations: int
     reference_seconds: float
@@ -120,9 +142,11 @@ def measure(
     prefixes: Sequence[str],
     layer: int,
     settings: TargetSettings,
+    contexts: ContextSettings,
     *,
     leaving: bool,
-) -> SearchTiming:
+    modes: Sequence[str] = ("exact",),
+) -> list[SearchTiming]:
     if not leaving:
         settings = settings.model_copy(update={"stop_loss": 0.0})  # no loss is below it: all steps for all facts
     some = facts[:reference_facts]
@@ -136,30 +160,82 @@ def measure(
     two_steps = settings.model_copy(update={"steps": 2})
     ours(facts[:2], two_steps)  # warm-up, for both
     reference(facts[:2], two_steps)
-    found, seconds = timed(lambda: ours(facts, settings))
+    size, limits = ModelSize.of(model.model), GroupLimits.of(model, None)
+    rows = SearchRows.of(model.tokenizer, facts, contexts, prefixes, pass_cost(model), limits)
+    texts = [text for fact in facts for text in texts_of(model.tokenizer, fact, prefixes)]
+    replayed = sum(bucket.rows * bucket.replayed for bucket in rows.buckets)
     plain, reference_seconds = timed(lambda: reference(some, settings))
-    return SearchTiming(
-        model=model.name,
-        layer=layer,
-        leaving=leaving,
-        seconds=seconds,
-        evaluations=int(found.evaluations.sum()),
-        reference_seconds=reference_seconds,
-        reference_evaluations=sum(target.evaluations for target in plain),
-        mean_loss=float(found.loss[: len(some)].mean()),
-        reference_mean_loss=sum(target.loss for target in plain) / len(plain),
-    )
+    timings = []
+    for mode in modes:
+        chosen = settings.model_copy(update={"mode": mode})
+        found, seconds = timed(lambda chosen=chosen: ours(facts, chosen))
+        timings.append(
+            SearchTiming(
+                model=model.name,
+                layer=layer,
+                mode=mode,
+                leaving=leaving,
+                operations=search_flops(size, rows, layer, settings.steps) / len(facts) / 1e9,
+                reference_operations=_reference_operations(model, some, prefixes, layer, settings),
+                padding=1 - sum(len(text.read) - text.subject for text in texts) / replayed,
+                seconds=seconds,
+                evaluations=int(found.evaluations.sum()),
+                reference_seconds=reference_seconds,
+                reference_evaluations=sum(target.evaluations for target in plain),
+                mean_loss=float(found.loss[: len(some)].mean()),
+                reference_mean_loss=sum(target.loss for target in plain) / len(plain),
+            )
+        )
+    return timings
+
+
+def _reference_operations(
+    model: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str], layer: int, settings: TargetSettings
+) -> float:
+    """In 10⁹ for a fact: products in ``steps`` losses and one gradient less, without attention's own."""
+    loss_of = [ReferenceLoss(model, fact, prefixes, layer, Site.BLOCK, settings) for fact in facts]
+    delta = torch.zeros(model.weight(layer).shape[0], requires_grad=True)
+    with FlopCounterMode(display=False) as forward:
+        losses = [each(delta) for each in loss_of]
+    with FlopCounterMode(display=False) as backward:
+        torch.stack(losses).sum().backward()
+    counted = settings.steps * forward.get_total_flops() + (settings.steps - 1) * backward.get_total_flops()
+    return counted / len(facts) / 1e9
+
+
+def measure_edits(
+    model: LanguageModel, facts: Sequence[Fact], recipe: Recipe, searches: Sequence[SearchTiming]
+) -> list[tuple[str, float, float]]:
+    """Whole edits of the facts in one batch: mode, seconds, and how many times as fast as with the reference's search.
+
+    Args:
+        searches: of the layers that the recipe writes, with leaving facts.
+    """
+    found: list[tuple[str, float, float]] = []
+    exact = [row for row in searches if row.leaving and row.mode == "exact"]
+    reference = 0.0
+    for mode in dict.fromkeys(row.mode for row in searches):
+        settings = {"target": {**recipe.target.model_dump(), "mode": mode}, "batch_size": len(facts)}
+        editor = Editor(model, recipe.with_choices(settings))
+        patch, seconds = timed(lambda editor=editor: editor.apply(facts))
+        patch.undo(model)
+        if mode == "exact":
+            reference = seconds + sum(row.scaled_reference_seconds - row.seconds for row in exact)
+        found.append((mode, seconds, reference / seconds))
+    return found
 
 
 def table(measurements: Sequence[SearchTiming]) -> str:
     """One line per measurement; seconds of the reference are scaled to all evaluations."""
     lines = [
-        f"{'model':<12}{'layer':>6}{'leaving':>9}{'evaluations':>13}{'ours (s)':>10}{'reference (s)':>15}{'ratio':>8}"
-        f"{'mean loss':>12}{'reference':>11}"
+        f"{'model':<22}{'layer':>6}{'mode':>7}{'leaving':>9}{'evaluations':>13}{'ours (s)':>10}{'reference (s)':>15}"
+        f"{'ratio':>8}{'mean loss':>12}{'reference':>11}{'10⁹ operations of a fact':>26}{'reference':>11}{'padding':>9}"
     ]
     lines += [
-        f"{row.model:<12}{row.layer:>6}{'yes' if row.leaving else 'no':>9}{row.evaluations:>13}{row.seconds:>10.2f}"
-        f"{row.scaled_reference_seconds:>15.2f}{row.ratio:>7.1f}×{row.mean_loss:>12.4f}{row.reference_mean_loss:>11.4f}"
+        f"{row.model:<22}{row.layer:>6}{row.mode:>7}{'yes' if row.leaving else 'no':>9}{row.evaluations:>13}"
+        f"{row.seconds:>10.2f}{row.scaled_reference_seconds:>15.2f}{row.ratio:>7.1f}×{row.mean_loss:>12.4f}"
+        f"{row.reference_mean_loss:>11.4f}{row.operations if row.mode == 'exact' else math.nan:>26.0f}"
+        f"{row.reference_operations:>11.0f}{100 * row.padding:>8.1f}%"
         for row in measurements
     ]
     return "\n".join(lines)
@@ -167,7 +243,13 @@ def table(measurements: Sequence[SearchTiming]) -> str:
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=["lab", "gpt2-small"], default="lab")
+    parser.add_argument("--model", default="lab", help="lab, gpt2-small, or a model with a shipped recipe")
+    parser.add_argument("--facts-file", type=Path, help="CounterFact records, for models with a shipped recipe")
+    parser.add_argument("--modes", default="exact", help="exact, fast or both (exact,fast)")
+    parser.add_argument("--whole-edits", action="store_true", help="also time whole edits; needs a model with a recipe")
+    parser.add_argument(
+        "--leaving", choices=["no", "yes", "both"], default="both", help="whether converged facts leave"
+    )
     parser.add_argument(
         "--layer", type=int, action="append", help="repeatable; default for lab: first and last, for gpt2-small: 4"
     )
@@ -187,12 +269,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = arguments(argv)
     torch.set_num_threads(options.threads)
     lab = LanguageModel.load("lab", dtype=torch.float32, device="cpu")
-    recipe = shipped_recipe("lab", "memit")
+    made = options.model in ("lab", "gpt2-small")
+    recipe = shipped_recipe("lab", "memit") if made else shipped_recipe(options.model, "memit+blue")
     settings = recipe.target if options.steps is None else recipe.target.model_copy(update={"steps": options.steps})
-    prefixes = generate_prefixes(lab, recipe.contexts)
-    facts = lab_facts(lab_world(), options.facts, seed=options.seed)
-    model = lab if options.model == "lab" else gpt2_small(lab)
-    layers = options.layer or ([recipe.layers[0], recipe.layers[-1]] if options.model == "lab" else [4])
+    if made:
+        facts: Sequence[Fact] = lab_facts(lab_world(), options.facts, seed=options.seed)
+        model, prefixes = lab if options.model == "lab" else gpt2_small(lab), generate_prefixes(lab, recipe.contexts)
+    else:
+        model = LanguageModel.load(options.model, dtype=torch.float32, device="cpu")
+        dataset = read_dataset("counterfact", options.facts_file, count=options.facts, seed=options.seed)
+        facts, prefixes = dataset.facts.facts, generate_prefixes(model, recipe.contexts)
+    layers = options.layer or ([4] if options.model == "gpt2-small" else [recipe.layers[0], recipe.layers[-1]])
     model.check_layers(layers)
 
     if not isinstance(settings, TargetSettings):
@@ -207,11 +294,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"on; {lengths.target:.1f} of a target"
     )
     measurements = [
-        measure(model, facts, options.reference_facts, prefixes, layer, settings, leaving=leaving)
+        row
         for layer in layers
-        for leaving in (False, True)
-    ]
+        for leaving in {"no": (False,), "yes": (True,), "both": (False, True)}[options.leaving]
+        for row in measure(
+            model, facts, options.reference_facts, prefixes, layer, settings, recipe.contexts,
+            leaving=leaving, modes=options.modes.split(","),
+        )
+    ]  # fmt: skip
     print(table(measurements))
+    edits = measure_edits(model, facts, recipe, measurements) if options.whole_edits else []
+    for mode, seconds, ratio in edits:
+        print(f"whole edit of {len(facts)} facts, {mode}: {seconds:.1f} s, {ratio:.1f} × the reference's")
+    print(f"peak memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
     if options.json is not None:
         rows = [{**asdict(row), "ratio": row.ratio} for row in measurements]
         record = {
@@ -221,6 +316,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "contexts": len(prefixes) + 1,
             "settings": settings.model_dump(),
             "tokens": asdict(lengths),
+            "whole_edits": edits,
             "versions": software_versions(),
             "measurements": rows,
         }

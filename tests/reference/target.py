@@ -179,3 +179,51 @@ def search(
                 delta *= limit / delta.norm()
     found = delta.detach()
     return ReferenceTarget(loss_of.origin + found, found, loss.item(), evaluations)
+
+
+def search_in_turn(
+    model: LanguageModel,
+    fact: Fact,
+    prefixes: Sequence[str],
+    layer: int,
+    site: Site,
+    settings: TargetSettings,
+    turns: Sequence[Sequence[int]],
+) -> ReferenceTarget:
+    """As ``search``, but step t minimises the loss of the bare prompt and of the prefixes ``turns[t]`` only.
+
+    With J prompts, the bare one weighs 1/J, and those of the step share the rest. The whole loss is asked before the
+    first step, after the last one, and where the step's own is below the stop. Losses of several prompts are put
+    together from losses of the bare prompt with one prefix or none.
+    """
+    whole = ReferenceLoss(model, fact, prefixes, layer, site, settings)
+    bare = ReferenceLoss(model, fact, (), layer, site, settings)
+    pairs = [ReferenceLoss(model, fact, [prefix], layer, site, settings) for prefix in prefixes]
+    width = model.weight(layer).shape[0]
+    delta = torch.zeros(width, dtype=whole.dtype, device=model.device, requires_grad=True)
+    for loss_of in (whole, bare, *pairs):
+        loss_of(delta)  # reads h⁰ and P₀
+    assert whole.origin is not None
+
+    def of_step(turn: Sequence[int]) -> Tensor:
+        alone = bare(delta)
+        # A pair's likelihood is the mean of two prompts: twice it, less the bare prompt's, is that of the prefix.
+        others = torch.stack([2 * pairs[index](delta) - alone for index in turn]).mean()
+        return (alone + len(prefixes) * others) / (1 + len(prefixes))
+
+    adam = torch.optim.Adam([delta], lr=settings.learning_rate)
+    evaluations, loss = 1, whole(delta)
+    while loss.item() >= settings.stop_loss and evaluations < settings.steps:
+        adam.zero_grad()
+        of_step(turns[evaluations - 1]).backward()
+        adam.step()
+        with torch.no_grad():
+            limit = settings.clamp * whole.origin.norm()
+            if delta.norm() > limit:
+                delta *= limit / delta.norm()
+        evaluations += 1
+        loss = of_step(turns[evaluations - 1])
+        if loss.item() < settings.stop_loss or evaluations == settings.steps:
+            loss = whole(delta)
+    found = delta.detach()
+    return ReferenceTarget(whole.origin + found, found, loss.item(), evaluations)

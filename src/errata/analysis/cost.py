@@ -124,6 +124,7 @@ class SearchRows:
         of_facts = [
             FactLength(
                 len(leads) + 1,
+                len(leads) + 1,
                 max(len(alone), len(before) + max(leads), len(asking)),
                 replayed,
                 len(leads) * wanted + 1,

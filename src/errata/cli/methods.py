@@ -94,6 +94,7 @@ def _show(name: str) -> None:
         if name.endswith(BOUNDARY_SUFFIX):
             facts["with +blue"] = BOUNDARY_PAPER
         facts["choices"] = _choices(row)
+        facts["faster"] = "target: {mode: fast} in a recipe searches targets at less cost (docs/speed.md, Fast mode)"
     _print(name, title, paper, *(f"{what}: {value}" for what, value in facts.items()), *_differences(deviations))
 
 

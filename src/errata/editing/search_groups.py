@@ -28,12 +28,14 @@ class FactLength:
 
     Attributes:
         rows: that one evaluation replays.
+        held: all of its rows, of which keys and values are held.
         before: tokens before the injection.
         replayed: tokens from there on.
         wanted: logits that are read, of all rows together.
     """
 
     rows: int
+    held: int
     before: int
     replayed: int
     wanted: int
@@ -155,4 +157,6 @@ def _fit(lengths: Sequence[FactLength], limits: GroupLimits, size: ModelSize | N
         return True
     wanted = sum(length.wanted for length in lengths)
     memory = memory_of_rows(size, layer, width, rows=rows, slots=before, replayed=replayed, wanted=wanted)
-    return memory.total <= limits.memory
+    others = sum(length.held - length.rows for length in lengths)
+    held = memory_of_rows(size, layer, width, rows=others, slots=before, replayed=0, wanted=0).cache
+    return memory.total + held <= limits.memory

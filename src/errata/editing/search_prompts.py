@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -43,23 +44,33 @@ class SearchPrompts:
 
     Args:
         sites: where vectors enter; see ``errata.models.replay``.
+        pass_cost: see ``BucketedReplay``.
 
     Attributes:
         dtype: of losses and deltas: float32, or the model's where that is wider.
+        prefixes: the number of contexts besides the bare prompt.
         origin: (facts, width) the unmodified vectors at the sites in the bare prompts.
     """
 
     def __init__(
-        self, model: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str], layer: int, sites: Sequence[Site]
+        self,
+        model: LanguageModel,
+        facts: Sequence[Fact],
+        prefixes: Sequence[str],
+        layer: int,
+        sites: Sequence[Site],
+        pass_cost: int | None = None,
     ) -> None:
         self.dtype = torch.promote_types(model.dtype, torch.float32)
+        self.prefixes = len(prefixes)
         rows = _rows(model, facts, ["", *prefixes])
         # Ascending in the number of replayed tokens; the sort is stable, so rows of one kind stay in the facts' order.
         rows.sort(key=lambda row: len(row.replay.ids) - row.replay.injection)
         device = model.device
-        self._replay = BucketedReplay(model, [row.replay for row in rows], layer, sites)
+        self._replay = BucketedReplay(model, [row.replay for row in rows], layer, sites, pass_cost)
         self._row_fact = torch.tensor([row.fact for row in rows], device=device)
         self._is_kl = torch.tensor([not row.target_ids for row in rows], device=device)
+        self._context = torch.tensor([row.context for row in rows], device=device)  # 0: bare, from 1: with a prefix
         # One entry for each of the wanted logits; a KL prompt has one, without a target.
         target_ids = [token for row in rows for token in row.target_ids or (_IGNORED,)]
         weights = [1 / ((1 + len(prefixes)) * len(row.replay.wanted)) for row in rows for _ in row.replay.wanted]
@@ -70,12 +81,18 @@ class SearchPrompts:
         self.origin = self._replay.origin[bare].to(self.dtype)
         self._reference: Tensor | None = None  # (facts, vocabulary): log P₀ at the KL prompt
 
-    def answers(self, delta: Float[Tensor, "u width"], *, argmax: bool = False) -> InjectedAnswers:
+    def answers(
+        self, delta: Float[Tensor, "u width"], *, argmax: bool = False, contexts: Sequence[int] | None = None
+    ) -> InjectedAnswers:
         """Differentiable in ``delta``. The loss evaluates delta = 0 when it is built; that call sets P₀.
 
         Args:
             argmax: whether to compare the targets with the argmax too.
+            contexts: indices of the prefixes to read besides the bare prompt, which then weigh as much as all; by
+                default all.
         """
+        if contexts is not None:
+            return self._in_contexts(contexts).answers(delta, argmax=argmax)
         logits = self._replay.logits(delta[self._row_fact]).to(self.dtype)
         fact = self._row_fact[self._replay.wanted_row]
         # Rows without a target are ignored in place: selecting the others would copy their logits.
@@ -93,6 +110,26 @@ class SearchPrompts:
             kl=(current.exp() * (current - self._reference)).sum(-1),
             argmax_correct=correct,
         )
+
+    def _in_contexts(self, contexts: Sequence[int]) -> SearchPrompts:
+        """The bare prompts, KL prompts and prompts in some contexts."""
+        read = torch.tensor([0, *(index + 1 for index in contexts)], device=self._row_fact.device)
+        chosen = copy.copy(self)
+        rows = torch.isin(self._context, read) | self._is_kl
+        chosen._keep(rows)
+        # The bare prompt counts as before; if it is read alone, for all.
+        share = self.prefixes / len(contexts) if contexts else 1.0
+        bare = (chosen._context == 0)[chosen._replay.wanted_row]
+        alone = 1.0 if contexts else 1.0 + self.prefixes
+        chosen._weights = chosen._weights * torch.where(bare, alone, share).to(self.dtype)
+        return chosen
+
+    def _keep(self, rows: Bool[Tensor, "rows"]) -> None:
+        """Reduce to some rows of all facts."""
+        wanted = rows[self._replay.wanted_row]
+        self._target_ids, self._weights = self._target_ids[wanted], self._weights[wanted]
+        self._replay = self._replay.select(rows.nonzero()[:, 0])
+        self._row_fact, self._is_kl, self._context = self._row_fact[rows], self._is_kl[rows], self._context[rows]
 
     @torch.no_grad()
     def probabilities(self, delta: Float[Tensor, "u width"]) -> Float[Tensor, "u"]:
@@ -113,19 +150,20 @@ class SearchPrompts:
         """Reduce to these facts (ascending indices into the present ones)."""
         selected = torch.zeros(len(self.origin), dtype=torch.bool, device=facts.device)
         selected[facts] = True
-        of_selected = selected[self._row_fact]
-        wanted = of_selected[self._replay.wanted_row]
-        self._target_ids, self._weights = self._target_ids[wanted], self._weights[wanted]
-        self._replay = self._replay.select(of_selected.nonzero()[:, 0])
-        renumbered = selected.cumsum(0) - 1
-        self._row_fact, self._is_kl = renumbered[self._row_fact[of_selected]], self._is_kl[of_selected]
+        self._keep(selected[self._row_fact])
+        self._row_fact = (selected.cumsum(0) - 1)[self._row_fact]
         self.origin = self.origin[facts]
         if self._reference is not None:
             self._reference = self._reference[facts]
 
 
-def fact_lengths(model: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str]) -> list[FactLength]:
+def fact_lengths(
+    model: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str], per_step: int | None = None
+) -> list[FactLength]:
     """The lengths of each fact's rows in ``SearchPrompts``.
+
+    Args:
+        per_step: the number of prefixes that an evaluation takes; by default all.
 
     Raises:
         InputError: if a target or a subject has no token, or a text is too long.
@@ -135,7 +173,8 @@ def fact_lengths(model: LanguageModel, facts: Sequence[Fact], prefixes: Sequence
         rows[row.fact].append(row.replay)
     return [
         FactLength(
-            rows=len(own),
+            rows=len(own) if per_step is None else min(len(own), per_step + 2),
+            held=len(own),
             before=max(row.injection for row in own),
             replayed=max(len(row.ids) - row.injection for row in own),
             wanted=sum(len(row.wanted) for row in own),
@@ -151,7 +190,11 @@ class _Row:
     replay: ReplayRow
     fact: int
     target_ids: tuple[int, ...] = ()
-    bare: bool = False
+    context: int = -1
+
+    @property
+    def bare(self) -> bool:
+        return self.context == 0
 
 
 def _rows(model: LanguageModel, facts: Sequence[Fact], contexts: Sequence[str]) -> list[_Row]:
@@ -163,7 +206,7 @@ def _rows(model: LanguageModel, facts: Sequence[Fact], contexts: Sequence[str]) 
     rows: list[_Row] = []
     for index, (fact, lead) in enumerate(with_leads):
         start, end = fact.subject_span
-        for context in contexts:
+        for number, context in enumerate(contexts):
             before = in_context(context, fact.text, lead)[1]
             completion = next(completions)
             if len(completion.ids) > model.context_length:
@@ -176,7 +219,7 @@ def _rows(model: LanguageModel, facts: Sequence[Fact], contexts: Sequence[str]) 
             injection = subject_token(completion.encoded, start + before, end + before, fact)
             wanted = tuple(range(completion.target_start - 1, len(completion.ids) - 1))
             replay = ReplayRow(completion.ids[:-1], injection, wanted)
-            rows.append(_Row(replay, index, completion.target_ids, bare=not context))
+            rows.append(_Row(replay, index, completion.target_ids, number))
         about = next(kl_encoded)
         position = subject_token(about, len(lead), len(lead) + len(fact.subject), fact)
         rows.append(_Row(ReplayRow(about.ids[: position + 1], position, (position,)), index))

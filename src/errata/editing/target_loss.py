@@ -5,9 +5,12 @@ Each has its settings, the ``target`` section of a recipe.
 
 from __future__ import annotations
 
+import copy
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any, Final, Generic, Literal, TypeAlias, TypeVar
 
 import torch
@@ -15,10 +18,15 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field, StrictBool, StrictInt
 from torch import Tensor
 
-from errata.editing.search_prompts import SearchPrompts
+from errata.editing.search_prompts import InjectedAnswers, SearchPrompts
 from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel, Site
+from errata.models.products import bfloat16_is_fast, bfloat16_products
+from errata.models.replay import PASS_COST
 from errata.utils.settings import NotNegative, Positive, Settings, by_kind
+
+FAST_CONTEXTS: Final = 1  # contexts in each step besides the bare prompt
+_logger = logging.getLogger(__name__)
 
 
 class SearchSettings(Settings, ABC):
@@ -34,12 +42,36 @@ class SearchSettings(Settings, ABC):
     weights: Literal["current", "original"] = Field(
         "current", description="on which weights: as they are now, or as they were before the run"
     )
+    mode: Literal["exact", "fast"] = Field(
+        "exact", description="fast: bfloat16 products, and few contexts at each step (docs/speed.md)"
+    )
+    products: Literal["own", "bfloat16"] | None = Field(
+        None, description="number format of matrix products above the target: the model's own; by default by the mode"
+    )
 
     @abstractmethod
     def loss(
         self, model: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str], layer: int, site: Site
     ) -> SearchLoss[Any]:
         """The loss of facts at one layer."""
+
+    @property
+    def sampled(self) -> int | None:
+        """Contexts in each step besides the bare prompt; None for all."""
+        return None
+
+    def rounds_products(self, model: LanguageModel) -> bool:
+        """Whether a search multiplies in bfloat16: if the settings say so, and the model is wider and it is faster."""
+        wanted = self.products or ("bfloat16" if self.mode == "fast" else "own")
+        return wanted == "bfloat16" and model.dtype == torch.float32 and bfloat16_is_fast(model.device)
+
+    def computing(self, model: LanguageModel, layer: int) -> AbstractContextManager[None]:
+        """In which a search above ``layer`` multiplies as the settings say; with a warning if that would be slower."""
+        if self.rounds_products(model):
+            return bfloat16_products(model, layer + 1)
+        if (self.products == "bfloat16" or self.mode == "fast") and model.dtype == torch.float32:
+            _logger.warning("targets are searched in float32: %s has no fast products in bfloat16", model.device)
+        return nullcontext()
 
     def contradictions(self, site: str) -> Iterator[str]:
         """Why these settings make no sense with targets at ``site``."""
@@ -48,13 +80,23 @@ class SearchSettings(Settings, ABC):
     @property
     def not_in_cost(self) -> str:
         """The work of a search that ``analysis.cost`` does not count; empty for none."""
-        return ""
+        return "targets are searched as in exact mode, though the recipe reads fewer contexts" if self.sampled else ""
 
 
 class TargetSettings(SearchSettings):
     """How ROME and MEMIT search the target vector (methods.md, section 1, Target)."""
 
     kind: Literal["memit"] = "memit"
+    contexts_per_step: Annotated[StrictInt, Field(ge=0)] | None = Field(
+        None, description="contexts in each step besides the bare prompt, in turn; by default all, in fast mode 1"
+    )
+
+    @property
+    def sampled(self) -> int | None:
+        """Contexts in each step besides the bare prompt; None for all."""
+        if self.contexts_per_step is None and self.mode == "fast":
+            return FAST_CONTEXTS
+        return self.contexts_per_step
 
     def loss(
         self, model: LanguageModel, facts: Sequence[Fact], prefixes: Sequence[str], layer: int, site: Site
@@ -101,7 +143,8 @@ class SearchLoss(ABC, Generic[_Settings]):
     Attributes:
         dtype: of losses and deltas.
         zero: (facts, width) δ = 0, with which the loss was built.
-        at_zero: (facts,) the loss there, differentiable; P₀ of the KL term is read in this evaluation.
+        at_zero: (facts,) the loss there, differentiable if steps take the whole loss; P₀ of the KL term is read in this
+            evaluation.
     """
 
     def __init__(
@@ -113,12 +156,14 @@ class SearchLoss(ABC, Generic[_Settings]):
         site: Site,
         settings: _Settings,
     ) -> None:
-        self._prompts = SearchPrompts(model, facts, prefixes, layer, self.sites(site))
+        cost = PASS_COST if settings.rounds_products(model) and model.device.type == "cpu" else None
+        self._prompts = SearchPrompts(model, facts, prefixes, layer, self.sites(site), cost)
         self._settings = settings
         self.dtype = self._prompts.dtype
         self._start()
         self.zero = torch.zeros_like(self.origin, requires_grad=True)
-        self.at_zero = self(self.zero)
+        with torch.set_grad_enabled(settings.sampled is None):
+            self.at_zero = self(self.zero)
 
     @classmethod
     def sites(cls, site: Site) -> tuple[Site, ...]:
@@ -137,6 +182,18 @@ class SearchLoss(ABC, Generic[_Settings]):
     @abstractmethod
     def __call__(self, delta: Float[Tensor, "u width"]) -> Float[Tensor, "u"]:
         """The whole loss of every fact."""
+
+    def in_step(self, delta: Float[Tensor, "u width"], step: int) -> tuple[Float[Tensor, "u"], bool]:
+        """The loss that is minimised in a step (from 1 on), and whether it is the whole loss or an estimate of it."""
+        return self(delta), True
+
+    @torch.no_grad()
+    def whole(self, delta: Float[Tensor, "u width"], facts: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+        """The whole loss of some facts."""
+        some = copy.copy(self)
+        some._prompts = copy.copy(self._prompts)
+        some.select(facts)
+        return some(delta[facts])
 
     @abstractmethod
     def rates(self) -> Float[Tensor, "u #width"]:
@@ -166,9 +223,22 @@ class TargetLoss(SearchLoss[TargetSettings]):
         self._origin_norm = self.origin.norm(dim=1)
 
     def __call__(self, delta: Float[Tensor, "u d"]) -> Float[Tensor, "u"]:
-        answers, settings = self._prompts.answers(delta), self._settings
+        return self._of(self._prompts.answers(delta), delta)
+
+    def in_step(self, delta: Float[Tensor, "u d"], step: int) -> tuple[Float[Tensor, "u"], bool]:
+        """With ``contexts_per_step``, the bare prompt and the contexts whose turn it is stand for all.
+
+        The weight of contexts other than the bare prompt is shared among those of the step, so that the loss is right
+        on average.
+        """
+        number, per_step = self._prompts.prefixes, self._settings.sampled
+        if per_step is None or per_step >= number:
+            return self(delta), True
+        return self._of(self._prompts.answers(delta, contexts=in_turn(number, per_step, step)), delta), False
+
+    def _of(self, answers: InjectedAnswers, delta: Float[Tensor, "u d"]) -> Float[Tensor, "u"]:
         decay = delta.norm(dim=1) / self._origin_norm**2
-        return answers.nll + settings.kl_factor * answers.kl + settings.weight_decay * decay
+        return answers.nll + self._settings.kl_factor * answers.kl + self._settings.weight_decay * decay
 
     def rates(self) -> Float[Tensor, "u 1"]:
         return step_sizes(self.origin, self._settings)
@@ -185,6 +255,20 @@ class TargetLoss(SearchLoss[TargetSettings]):
     def select(self, facts: Int[Tensor, "n"]) -> None:
         super().select(facts)
         self._origin_norm = self._origin_norm[facts]
+
+
+def in_turn(number: int, per_step: int, step: int) -> list[int]:
+    """Which of ``number`` contexts a step takes, from 0: in a random order, then in another one, and so on.
+
+    The same for all facts, so that targets do not depend on the batch. A step that takes its contexts from two orders
+    may find one in both, and has one fewer then.
+    """
+    places = range((step - 1) * per_step, step * per_step)
+    orders = {
+        number_of: torch.randperm(number, generator=torch.Generator().manual_seed(number_of)).tolist()
+        for number_of in {place // number for place in places}
+    }
+    return sorted({orders[place // number][place % number] for place in places})
 
 
 def step_sizes(origin: Float[Tensor, "u d"], settings: SearchSettings) -> Float[Tensor, "u 1"]:

@@ -154,7 +154,7 @@ def find_targets(
         NonFiniteError: naming facts and layer, if a loss or a gradient is NaN or infinite.
         MemoryError, torch.OutOfMemoryError: if memory runs out for a single fact.
     """
-    lengths, limits = fact_lengths(model, facts, prefixes), GroupLimits.of(model, row_budget)
+    lengths, limits = fact_lengths(model, facts, prefixes, settings.sampled), GroupLimits.of(model, row_budget)
     waiting = groups_of(lengths, limits, ModelSize.of(model.model), layer, model.dtype.itemsize)
     shared: list[tuple[int, list[list[int]]]] = []
     if model.copies is not None:
@@ -166,17 +166,18 @@ def find_targets(
         chosen = [facts[index] for index in group]
         return _find(model, chosen, prefixes, layer, site, settings, on_step, before=len(parts), groups=groups)
 
-    while waiting:
-        group = waiting[0]
-        found = _unless_out_of_memory(partial(search, group, len(parts) + len(waiting)), may_fail=len(group) > 1)
-        if found is None:
-            waiting = list(halved(waiting))
-            what = "out of memory while %d targets were searched together: searching %d at once"
-            _logger.warning(what, len(group), len(waiting[0]))
-            continue
-        waiting = waiting[1:]
-        order += group
-        parts.append(found)
+    with settings.computing(model, layer):
+        while waiting:
+            group = waiting[0]
+            found = _unless_out_of_memory(partial(search, group, len(parts) + len(waiting)), may_fail=len(group) > 1)
+            if found is None:
+                waiting = list(halved(waiting))
+                what = "out of memory while %d targets were searched together: searching %d at once"
+                _logger.warning(what, len(group), len(waiting[0]))
+                continue
+            waiting = waiting[1:]
+            order += group
+            parts.append(found)
     for rank, groups in shared:
         parts += _received(rank, len(groups), model.device)
         order += [index for group in groups for index in group]
@@ -308,12 +309,24 @@ def _find(
     first_loss = loss.detach().clone()
     first, second = torch.zeros_like(origin), torch.zeros_like(origin)
     for step in range(1, settings.steps + 1):
+        whole = True
         if step > 1:
-            loss = loss_of(delta.requires_grad_(True))
+            loss, whole = loss_of.in_step(delta.requires_grad_(True), step)
         final_delta[active], final_loss[active] = delta.detach(), loss.detach()
         evaluations[active] = step
         _check_finite("target loss", loss, facts, active, layer)
         unfinished = loss_of.unfinished(loss.detach())
+        if not whole:
+            # An estimate of the loss does not end a search: the whole loss decides.
+            asked = (
+                torch.arange(len(active), device=origin.device)
+                if step == settings.steps
+                else (~unfinished).nonzero()[:, 0]
+            )
+            if len(asked):
+                final_loss[active[asked]] = loss_of.whole(delta.detach(), asked)
+                _check_finite("target loss", final_loss[active[asked]], facts, active[asked], layer)
+                unfinished[asked] = loss_of.unfinished(final_loss[active])[asked]
         done[active] = ~unfinished
         last = step == settings.steps or not bool(unfinished.any())
         steps_done = settings.steps * (before + 1) if last else settings.steps * before + step
@@ -321,6 +334,8 @@ def _find(
         on_step(SearchStep(layer, steps_done, settings.steps * groups, float(final_loss.mean()), facts_left))
         if last:
             break
+        if not loss.requires_grad:
+            loss = loss_of.in_step(delta, step)[0]
         (gradient,) = torch.autograd.grad(loss.sum(), delta)
         _check_finite("gradient of the target loss", gradient[unfinished], facts, active[unfinished], layer)
         delta = delta.detach()

@@ -28,10 +28,12 @@ from errata.models.language_model import LanguageModel, Site
 from errata.models.prompts import pad
 from errata.models.size import ModelSize
 
-# The overhead of one more pass, in tokens: on a CPU about as long as this many multiplications in each block, so that
-# it is 4 tokens for SmolLM2-135M, and never more than 64. In the same time an accelerator computes far more tokens, so
-# there fewer and more padded passes are faster.
+# The overhead of one more pass, in tokens: all weights are read from memory once more, which takes a CPU as long as 16
+# tokens in float32, and operations are started, which takes as long as this many multiplications in each block. With
+# faster products it is worth more tokens. An accelerator computes far more tokens in the same time, so there fewer and
+# more padded passes are faster.
 PASS_PRODUCTS = 15_000_000
+READING_COST = 16
 PASS_COST = 64
 ACCELERATOR_PASS_COST = 2048
 
@@ -183,17 +185,25 @@ class BucketedReplay:
 
     Args:
         rows: the texts, ascending in the number of tokens from the injection on.
+        cost: the overhead of one more pass, in tokens; by default ``pass_cost``.
 
     Attributes:
         origin: (rows, d) as in ``Replay``.
         wanted_row: (wanted,) as in ``Replay``.
     """
 
-    def __init__(self, model: LanguageModel, rows: Sequence[ReplayRow], layer: int, sites: Sequence[Site]) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        rows: Sequence[ReplayRow],
+        layer: int,
+        sites: Sequence[Site],
+        cost: int | None = None,
+    ) -> None:
         lengths = [len(row.ids) - row.injection for row in rows]
         if lengths != sorted(lengths):
             raise ValueError("rows must ascend in the number of tokens from the injection on")
-        cuts = [0, *length_cuts(lengths, pass_cost(model)), len(rows)]
+        cuts = [0, *length_cuts(lengths, cost or pass_cost(model)), len(rows)]
         self._adopt([Replay(model, rows[start:stop], layer, sites) for start, stop in pairwise(cuts)])
 
     def select(self, rows: Tensor) -> BucketedReplay:
@@ -227,7 +237,7 @@ def pass_cost(model: LanguageModel) -> int:
     """The overhead of one more pass, in tokens."""
     if model.device.type != "cpu":
         return ACCELERATOR_PASS_COST
-    return min(PASS_COST, max(1, PASS_PRODUCTS // max(1, ModelSize.of(model.model).block_products)))
+    return min(PASS_COST, READING_COST + PASS_PRODUCTS // max(1, ModelSize.of(model.model).block_products))
 
 
 def length_cuts(lengths: Sequence[int], pass_cost: int = PASS_COST) -> list[int]:
