@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -168,7 +169,7 @@ def measure(
     timings = []
     for mode in modes:
         chosen = settings.model_copy(update={"mode": mode})
-        found, seconds = timed(lambda chosen=chosen: ours(facts, chosen))
+        found, seconds = timed(partial(ours, facts, chosen))
         timings.append(
             SearchTiming(
                 model=model.name,
@@ -217,7 +218,7 @@ def measure_edits(
     for mode in dict.fromkeys(row.mode for row in searches):
         settings = {"target": {**recipe.target.model_dump(), "mode": mode}, "batch_size": len(facts)}
         editor = Editor(model, recipe.with_choices(settings))
-        patch, seconds = timed(lambda editor=editor: editor.apply(facts))
+        patch, seconds = timed(partial(editor.apply, facts))
         patch.undo(model)
         if mode == "exact":
             reference = seconds + sum(row.scaled_reference_seconds - row.seconds for row in exact)
