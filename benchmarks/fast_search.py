@@ -4,8 +4,8 @@
     python benchmarks/fast_search.py --facts-file counterfact_300.json --set '{"products": "bfloat16"}' \
         --set '{"contexts_per_step": 2}' --method alphaedit+blue --model gemma-3-270m
 
-All facts are one batch, in float32 on the CPU, with the model's shipped recipe. Prints for each setting the CPU seconds of
-the whole edit, the evaluations of a fact's loss, and the paired difference from exact mode, in points, with its 95 %
+All facts are one batch, in float32 on the CPU, with the model's shipped recipe. Prints for each setting the CPU seconds
+of the whole edit, the evaluations of a fact's loss, and the paired difference from exact mode, in points, with its 95 %
 interval over facts.
 """
 
