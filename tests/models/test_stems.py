@@ -10,7 +10,7 @@ import torch
 
 from errata.models.generation import continue_rows
 from errata.models.language_model import LanguageModel
-from errata.models.likelihood import NextToken, next_token_log_probabilities, predict, score, scores_of
+from errata.models.likelihood import NextToken, next_token_log_probabilities, predict, score, scores_of, stems_of
 from errata.models.prompts import Pair, encode, length_batches
 
 from tests.support.editing import tiny_language_model
@@ -98,3 +98,69 @@ def test_rows_of_a_group_follow_each_other_within_the_budget() -> None:
         assert len([*itertools.groupby(groups[index] for index in order)]) == len(set(groups))
         for batch in batches:
             assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= budget
+
+
+def _saved(rows: list[tuple[int, ...]], stems: list[int], cost: int = 8) -> int:
+    """Tokens that stems save: each distinct one is read once."""
+    groups: dict[tuple[int, ...], int] = {}
+    for row, stem in zip(rows, stems, strict=True):
+        if stem:
+            groups[row[:stem]] = groups.get(row[:stem], 0) + 1
+    return sum((count - 1) * len(stem) - cost for stem, count in groups.items())
+
+
+def _best_saving(rows: list[tuple[int, ...]], most: list[int]) -> int:
+    """By trying, for a set of rows that begin alike, one stem of each length for all of them, or none."""
+
+    def best(indices: list[int], depth: int) -> int:
+        length = min([depth, *(most[index] for index in indices)])
+        whole = max(0, (len(indices) - 1) * length - 8)
+        branches: dict[int, list[int]] = {}
+        for index in indices:
+            if len(rows[index]) > depth:
+                branches.setdefault(rows[index][depth], []).append(index)
+        return max(whole, sum(best(branch, depth + 1) for branch in branches.values() if len(branch) > 1))
+
+    return best(list(range(len(rows))), 0) if rows else 0
+
+
+def test_stems_are_those_that_save_most() -> None:
+    generator = random.Random(0)
+    chosen = 0
+    for _ in range(300):
+        count = generator.randint(0, 12)
+        rows = list({tuple(generator.choices((1, 2), (9, 1), k=generator.randint(1, 30))) for _ in range(count)})
+        most = [generator.randint(0, len(row) - 1) for row in rows]
+        stems = stems_of(rows, most)
+        assert all(0 <= stem <= limit for stem, limit in zip(stems, most, strict=True))
+        assert _saved(rows, stems) == _best_saving(rows, most)
+        chosen += any(stems)
+    assert chosen > 30
+    deep = [tuple([1] * n + [2]) for n in range(3000)]  # no recursion
+    assert _saved(deep, stems_of(deep, [len(row) - 1 for row in deep])) > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shared_beginnings_are_found_and_change_nothing(family: str) -> None:
+    model = tiny_language_model(family)
+    endings = ("London", "the city of Rome", "Paris and Rome", "the rain in Nagoya", "Lisbon or Madrid")
+    pairs: list[Pair] = [(QUERIES[1], ending) for ending in endings]
+    counts, handle = tokens_read(model)
+    expected = scores_of(model, pairs, shared={})
+    without_stems = sum(counts)
+    counts.clear()
+    found = scores_of(model, pairs)
+    handle.remove()
+    assert sum(counts) < 0.7 * without_stems
+    for pair, other in expected.items():
+        assert found[pair].log_probability == pytest.approx(other.log_probability, abs=1e-5), pair
+        assert found[pair].likeliest == other.likeliest
+
+
+def test_few_shared_tokens_are_read_with_each_row() -> None:
+    model = tiny_language_model("gpt2")
+    pairs: list[Pair] = [(f"The capital of {place} is", "Paris") for place in ("France", "Danielle Darrieux in Rome")]
+    counts, handle = tokens_read(model)
+    scores_of(model, pairs)
+    handle.remove()
+    assert len(counts) == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +21,13 @@ from errata.utils.progress import Report, counter, silent
 _LOGITS_AT_ONCE = 1 << 28
 # ... and turned into log-probabilities in pieces of this many.
 _LOGITS_IN_FLOAT = 1 << 24
+# Tokens that a stem must save at least: its keys and values are copied for each row.
+_STEM_COST = 8
+# A share of all tokens that stems must save: passes over a cache are slower than plain ones, and on CounterFact, where
+# stems save 17 % of the tokens, evaluation takes as long with them or longer (docs/speed.md).
+_STEM_SHARE = 1 / 3
+# Tokens of a pass on a CPU, at most: the activations of more do not stay in its caches.
+_CPU_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +94,19 @@ def scores_of(
 
     Args:
         shared: prompt -> the tokens that it has in common with other prompts, which are run once; the scores do not
-            depend on it. Where a prompt begins with fewer of them, only these count. Not with hooks.
+            depend on it. Where a prompt begins with fewer of them, only these count. Not with hooks. None: tokens that
+            several rows begin with are found here, and run once where that saves enough.
     """
     completions = complete(model.tokenizer, pairs)
     plan = plan_of(pairs, completions, apart=hooks is not None)
     row_hooks = hooks and hooks(
         [pairs[index][0] for index in plan.prompts], [completions[index].prompt for index in plan.prompts]
     )
-    stems = _stems(plan, pairs, shared) if shared else ()
+    stems: Sequence[int] = ()
+    if shared is not None:
+        stems = _stems(plan, pairs, shared)
+    elif hooks is None:
+        stems = _worthwhile_stems(plan)
     on_rows = counter(report, "evaluation", len(plan.rows))
     predictions = predict(
         model, plan.rows, plan.wanted, stems=stems, token_budget=token_budget, on_rows=on_rows, hooks=row_hooks
@@ -152,7 +164,76 @@ def _stems(plan: ScoringPlan, pairs: Sequence[Pair], shared: Mapping[str, Sequen
     stems = [0] * len(plan.rows)
     for pair, (row, _, _) in zip(pairs, plan.places, strict=True):
         stems[row] = max(stems[row], common_start(plan.rows[row], shared.get(pair[0], ())))
-    return [min([stem, *(entry.position for entry in wanted)]) for stem, wanted in zip(stems, plan.wanted, strict=True)]
+    return [min(stem, _first_wanted(wanted)) for stem, wanted in zip(stems, plan.wanted, strict=True)]
+
+
+def _first_wanted(wanted: Sequence[NextToken]) -> int:
+    return min(entry.position for entry in wanted)
+
+
+def _worthwhile_stems(plan: ScoringPlan) -> list[int]:
+    """See ``stems_of``; none if they save too few tokens of all rows."""
+    stems = stems_of(plan.rows, [_first_wanted(wanted) for wanted in plan.wanted])
+    distinct = {row[:stem] for row, stem in zip(plan.rows, stems, strict=True)}
+    saved = sum(stems) - sum(map(len, distinct))
+    return stems if saved >= _STEM_SHARE * sum(map(len, plan.rows)) else []
+
+
+@dataclass(slots=True)
+class _Together:
+    """Consecutive rows, in sorted order, that begin alike.
+
+    Attributes:
+        start: the first of them.
+        common: how many first tokens they have in common.
+        saved: tokens saved by the stems of smaller groups within.
+        stems: these, as (start, stop, tokens).
+    """
+
+    start: int
+    common: int
+    saved: int = 0
+    stems: list[tuple[int, int, int]] = field(default_factory=list)
+
+    def include(self, inner: _Together) -> None:
+        self.saved += inner.saved
+        self.stems += inner.stems
+
+
+def stems_of(rows: Sequence[Sequence[int]], most: Sequence[int]) -> list[int]:
+    """For each row, how many first tokens to run once for all rows that begin with them: those that save most tokens.
+
+    Each row has one stem at most. The groups of rows that begin alike form a tree, whose best stems follow from those
+    of its branches: one stem for all rows of a group, or those of the groups within it.
+
+    Args:
+        rows: token ids.
+        most: for each row, the most tokens that its stem may have.
+    """
+    order = sorted(range(len(rows)), key=lambda index: tuple(rows[index]))
+    nested = [_Together(0, 0)]
+    for stop in range(1, len(order) + 1):
+        common = common_start(rows[order[stop - 1]], rows[order[stop]]) if stop < len(order) else 0
+        start, last = stop - 1, None
+        while nested[-1].common > common:
+            last = nested.pop()
+            start = last.start
+            length = min(last.common, *(most[order[place]] for place in range(start, stop)))
+            saved = (stop - start - 1) * length - _STEM_COST
+            if saved > last.saved:
+                last.saved, last.stems = saved, [(start, stop, length)]
+            if nested[-1].common >= common:
+                nested[-1].include(last)
+                last = None
+        if nested[-1].common < common:
+            nested.append(_Together(start, common))
+            if last is not None:
+                nested[-1].include(last)
+    stems = [0] * len(rows)
+    for start, stop, length in nested[0].stems:
+        for place in range(start, stop):
+            stems[order[place]] = length
+    return stems
 
 
 def common_start(row: Sequence[int], other: Sequence[int]) -> int:
@@ -289,6 +370,8 @@ def _passes(
     token_budget: int,
 ) -> Iterator[tuple[list[int], Sequence[int], dict[str, Any]]]:
     """The forward passes over all rows: indices of rows, the first token read of each, the model's arguments."""
+    if model.device.type == "cpu":
+        token_budget = min(token_budget, _CPU_TOKENS)
     whole: list[int] = []
     groups: dict[tuple[int, ...], list[int]] = {}  # rows by their stem
     for index, row in enumerate(rows):
