@@ -205,6 +205,7 @@ def test_a_small_model_that_was_not_fetched_is_never_looked_for_on_the_hub(index
     with raises_code("SMALL_MODEL_MISSING", InputError, "errata models get gemma-3-270m"):
         Outline.load("gemma-3-270m")
     assert not is_hub_name("gemma-3-270m")
+    assert not is_hub_name("missing.gguf")  # a file that is not there, not a repository
     assert lasting_name("gemma-3-270m") == "gemma-3-270m"
     assert hub_name("gemma-3-270m") is None  # a card must not link to a page that is not there
     assert not is_local("gemma-3-270m")

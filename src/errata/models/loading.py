@@ -187,7 +187,7 @@ def local_directory(source: str, config: PreTrainedConfig) -> Path:
 
 def is_hub_name(name: str) -> bool:
     """Whether a name can only be a model on the hub: not ``lab``, no small model, nothing local, not like a path."""
-    is_path = name.endswith("/") or name.startswith((".", "/", "~")) or name.count("/") > 1
+    is_path = name.endswith(("/", ".gguf")) or name.startswith((".", "/", "~")) or name.count("/") > 1
     return not (name == "lab" or is_path or is_small_model(name) or Path(name).is_dir() or Path(name).is_file())
 
 
