@@ -136,7 +136,8 @@ def test_an_edit_at_a_good_layer_raises_the_targets_probability(corpus: str) -> 
     some = scan_layers(model, FACTS, replace(small(corpus), steps=10))
     gains = [b.efficacy - a.efficacy for a, b in zip(none.scores, some.scores, strict=True)]
     assert max(gains) > 0
-    assert all(row.damage == pytest.approx(0, abs=1e-12) for row in none.scores), "one evaluation writes nothing"
+    # One evaluation writes nothing. Questions are scored in other batches than before, so there is float32 rounding.
+    assert all(row.damage == pytest.approx(0, abs=1e-5) for row in none.scores)
 
 
 def test_a_layer_that_gives_no_numbers_takes_no_edits_and_the_scan_continues(
