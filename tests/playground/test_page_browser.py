@@ -158,6 +158,41 @@ def test_markup_in_texts_is_shown_as_text(shown: Browser) -> None:
     shown.until(f"{STATUS}.includes('SUBJECT')")
 
 
+def test_a_form_that_is_not_filled_in_is_said_in_the_form_s_words(shown: Browser) -> None:
+    said, colour = "document.querySelector('#status .said')", "rgb(163, 38, 27)"
+    assert shown.run("document.querySelector('#stop').disabled") is True
+    shown.click("#edit")
+    shown.until(f"{STATUS} === 'Fill in Subject, Prompt and New answer.'")
+    assert shown.run(f"getComputedStyle({said}).color") == colour
+    enter(shown, subject="Milan Lang", wording="nobody", target=" ")
+    shown.click("#edit")
+    shown.until(f"{STATUS} === 'Fill in New answer.'")
+    enter(shown, target="x")
+    shown.click("#edit")
+    shown.until(f"{STATUS}.startsWith('FACT_SUBJECT_POSITION')")
+    text = shown.run(STATUS)
+    assert "'Prompt'" in text
+    assert not any(hidden in text for hidden in ("↵", "edit-1"))
+    assert shown.run(f"getComputedStyle({said}.querySelector('.words')).color") == colour
+    shown.until("document.querySelector('#stop').disabled === true")
+
+
+def test_stop_is_enabled_while_a_search_runs(shown: Browser) -> None:
+    enter(shown, subject="Milan Lang", wording=PROMPT, target="Istanbul")
+    shown.run(
+        "window.enabled = false; new MutationObserver(() => { window.enabled ||= "
+        "!document.querySelector('#stop').disabled; }).observe(document.body, {subtree: true, attributes: true, "
+        "childList: true})"
+    )
+    shown.click("#edit")
+    shown.until(f"{STATUS}.startsWith('Edited.')")
+    shown.until("document.querySelector('#stop').disabled === true")
+    assert shown.run("window.enabled") is True
+    assert "loss" in shown.run("[...document.querySelectorAll('#status svg text')].map(e => e.textContent)")
+    layers = shown.run("document.querySelector('header p').textContent")
+    assert "at layers 0, 2." in layers  # boundary updates write no layer between
+
+
 @pytest.mark.parametrize("dark", [False, True])
 def test_narrow_screens_and_both_colour_schemes(shown: Browser, address: str, dark: bool) -> None:
     shown.look(width=390, height=800, dark=dark)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from errata import Editor, Fact, LanguageModel, Patch, generate, shipped_recipe
 from errata.cli.main import run
 from errata.errors import FaultsError, InputError
 from errata.patches.stack import read_stack
-from errata.playground.session import Playground, Visit
+from errata.playground.session import HOST, Playground, Visit
 from errata.utils.progress import SearchStep
 
 from tests.support.errors import raises_code
@@ -165,3 +166,10 @@ def test_without_gradio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, caps
     error = capsys.readouterr().err
     assert "error[EXTRA_MISSING]" in error
     assert "errata[app]" in error
+
+
+@pytest.mark.skipif(find_spec("gradio") is None, reason="Gradio is not installed")
+def test_a_port_in_use_is_refused_before_the_model_is_looked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server((HOST, 0)) as taken:
+        assert run(["playground", "--model", "no-such-model", "--port", str(taken.getsockname()[1])]) == 2
+    assert "error[ADDRESS_UNAVAILABLE]" in capsys.readouterr().err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -12,12 +11,12 @@ import typer
 
 from errata.cli.model_options import DeviceOption, ModelOption, TrustOption, outline_of, placement
 from errata.cli.terminal import console, echo, progress, warn
-from errata.errors import InputError
 from errata.patches.stack import Stack, is_stack, read_stack
 from errata.runs.loading import check_weights, load_model, load_patch, stack_of_run
 from errata.runs.run import is_run
 from errata.runs.serving import build_app, served_models
 from errata.utils.optional import require
+from errata.utils.sockets import listen
 
 EXAMPLE = """Example: errata serve --model smollm2-135m-instruct --patch edited.safetensors
 
@@ -50,11 +49,11 @@ def serve(
     require("errata serve", "serve", "fastapi", "uvicorn", "openai")
     import uvicorn
 
-    where = placement(device, None)
-    check_weights(model)
-    outline_of(model, trust_remote_code=trust_remote_code)  # faults of the model before anything heavy
-    found = [(path.stem, load_patch(path)) for path in patches or ()]
-    with _listen(host, port) as listener:
+    with listen(host, port) as listener:
+        where = placement(device, None)
+        check_weights(model)
+        outline_of(model, trust_remote_code=trust_remote_code)  # faults of the model before anything heavy
+        found = [(path.stem, load_patch(path)) for path in patches or ()]
         stack = _stack(model, trust_remote_code)
         # Weights have the dtype in which they were edited, to which the patches are bound.
         made_in = stack.dtype if stack is not None else found[0][1].dtype if found else None
@@ -82,22 +81,6 @@ def serve(
         with suppress(KeyboardInterrupt):  # raised again after the server has shut down
             server.run(sockets=[listener])
         echo("Stopped.")
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A socket on the address, before anything heavy.
-
-    Raises:
-        InputError: if it cannot be had.
-    """
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise InputError(
-            f"cannot listen on {host}, port {port}: {error.strerror or error}",
-            remedy="Give another --port (0 chooses a free one) or --host",
-            code="ADDRESS_UNAVAILABLE",
-        ) from error
 
 
 def _stack(model: str, trust_remote_code: bool) -> Stack | None:

@@ -17,15 +17,14 @@ from markupsafe import Markup
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from errata.errors import ErrataError, InputError
+from errata.errors import ErrataError, FaultsError, InputError
 from errata.evaluation.controls import first_phrase
 from errata.facts.fact import Fact
-from errata.playground.session import Answer, ControlAnswer, Export, Playground, Visit
+from errata.playground.session import HOST, Answer, ControlAnswer, Export, Playground, Visit
 from errata.report.curves import Scale, line_svg, text_svg
 from errata.report.markdown import visible
 from errata.utils.progress import SearchStep
 
-HOST: Final = "127.0.0.1"
 _STYLE: Final = Path(__file__).with_name("page.css")
 # Gradio's scripts and styles are inline in part, and its components are made from templates.
 _POLICY: Final = (
@@ -33,8 +32,9 @@ _POLICY: Final = (
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; frame-ancestors 'none'; "
     "base-uri 'self'; form-action 'self'"
 )
+_LABELS: Final = {"subject": "Subject", "prompt": "Prompt", "target": "New answer"}  # of a fact's fields
 _KEPT: Final = 3600  # seconds for which exported files, and visits that nobody uses, are kept
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 420.0, 150.0, 44.0, 34.0  # of the drawing of losses, in its units
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 420.0, 150.0, 58.0, 34.0  # of the drawing of losses, in its units
 
 
 def serve(playground: Playground, examples: Sequence[Fact], *, port: int | None, open_browser: bool) -> tuple[Any, str]:
@@ -72,9 +72,9 @@ def serve(playground: Playground, examples: Sequence[Fact], *, port: int | None,
         )
     except OSError as error:
         raise InputError(
-            f"the server cannot use port {port or '7860 to 7959'}",
+            f"cannot listen on {HOST}, port {port or '7860 to 7959'}",
             remedy="Give another --port, or end what uses it",
-            code="PORT_TAKEN",
+            code="ADDRESS_UNAVAILABLE",
         ) from error
     return page, address
 
@@ -119,14 +119,18 @@ def build(playground: Playground, examples: Sequence[Fact]) -> Any:
                 example = gradio.Dropdown(
                     [*names], value=None, label="Example", elem_id="example", visible=bool(names), filterable=False
                 )
-                subject = gradio.Textbox(label="Subject", elem_id="subject", lines=1, max_lines=1)
+                subject = gradio.Textbox(label=_LABELS["subject"], elem_id="subject", lines=1, max_lines=1)
                 wording = gradio.Textbox(
-                    label="Prompt", info="with the subject, or {} in its place", elem_id="wording", lines=1, max_lines=3
+                    label=_LABELS["prompt"],
+                    info="with the subject, or {} in its place",
+                    elem_id="wording",
+                    lines=1,
+                    max_lines=3,
                 )
-                target = gradio.Textbox(label="New answer", elem_id="target", lines=1, max_lines=1)
+                target = gradio.Textbox(label=_LABELS["target"], elem_id="target", lines=1, max_lines=1)
                 with gradio.Row():
                     edit = gradio.Button("Edit", variant="primary", elem_id="edit", min_width=120)
-                    stop = gradio.Button("Stop", elem_id="stop", min_width=80)
+                    stop = gradio.Button("Stop", elem_id="stop", min_width=80, interactive=False)
                 status = gradio.HTML(elem_id="status")
         with gradio.Row(equal_height=False):
             with gradio.Column(min_width=320):
@@ -162,18 +166,28 @@ def build(playground: Playground, examples: Sequence[Fact]) -> Any:
 
         def on_edit(visit: Visit, about: str, text: str, answer: str) -> Iterator[dict[Any, Any]]:
             losses: dict[int, list[tuple[int, float]]] = {}
-            yield {status: _said("Searching …")}
+            fields = {"subject": about.strip(), "prompt": text.strip(), "target": answer.strip()}
+            if empty := [_LABELS[name] for name, value in fields.items() if not value]:
+                yield {status: _wrong(f"Fill in {' and '.join(filter(None, (', '.join(empty[:-1]), empty[-1])))}.")}
+                return
+            at_rest = {stop: gradio.Button(interactive=False)}
+            yield {status: _said("Searching …"), stop: gradio.Button(interactive=True)}
             try:
-                for event in playground.edit(visit, about.strip(), text.strip(), answer.strip()):
+                for event in playground.edit(visit, **fields):
                     if isinstance(event, Visit):
                         fact = event.stack.patches[-1].patch.facts[0]
                         done = Markup("{}{}").format(_said("Edited.", kind="good"), _losses(losses))
-                        yield {prompt: fact.text, **show(event, fact.text, said=done)}
+                        yield {prompt: fact.text, **show(event, fact.text, said=done), **at_rest}
                     else:
                         losses.setdefault(event.layer, []).append((event.done, event.loss))
                         yield {status: Markup("{}{}").format(_said(_search_text(event)), _losses(losses))}
+            except FaultsError as error:
+                yield {status: _faults(error), **at_rest}
             except ErrataError as error:
-                yield {status: _refusal(error)}
+                yield {status: _refusal(error), **at_rest}
+            except Exception:
+                yield at_rest
+                raise
 
         def on_ask(visit: Visit, text: str) -> dict[Any, Any]:
             try:
@@ -210,10 +224,13 @@ def build(playground: Playground, examples: Sequence[Fact]) -> Any:
         gradio.on([ask.click, prompt.submit], on_ask, [state, prompt], [answers], **quiet)
         example.input(on_example, [example], [subject, wording, target], **quiet)
         editing = gradio.on(
-            [edit.click, target.submit], on_edit, [state, subject, wording, target], [*shown, prompt],
+            [edit.click, target.submit], on_edit, [state, subject, wording, target], [*shown, prompt, stop],
             trigger_mode="once", **quiet,
         )  # fmt: skip
-        stop.click(lambda: _said("Stopped; nothing was changed."), None, [status], cancels=[editing], **quiet)
+        stop.click(
+            lambda: (_said("Stopped; nothing was changed."), gradio.Button(interactive=False)), None, [status, stop],
+            cancels=[editing], **quiet,
+        )  # fmt: skip
         gradio.on([add.click, own.submit], on_add, [state, own], [state, controls, own], **quiet)
         undo.click(on_undo, [state, history, prompt], shown, trigger_mode="once", **quiet)
         export.click(on_export, [state, kind], [file, exported], trigger_mode="once", **quiet)
@@ -227,10 +244,11 @@ def _text(value: str) -> Markup:
 
 def _head(playground: Playground) -> Markup:
     recipe = playground.recipe
+    written = dict.fromkeys((recipe.layers[0], recipe.layers[-1])) if recipe.schedule == "boundary" else recipe.layers
     return Markup(
         "<header><h1>errata playground</h1><p>Model <strong>{}</strong>, method <strong>{}</strong> at layers {}. "
         "Everything runs on this machine; no text leaves it.</p></header>"
-    ).format(_text(playground.model.name), recipe.method, ", ".join(map(str, recipe.layers)))
+    ).format(_text(playground.model.name), recipe.method, ", ".join(map(str, written)))
 
 
 def _said(text: str, kind: str = "") -> Markup:
@@ -239,8 +257,27 @@ def _said(text: str, kind: str = "") -> Markup:
 
 def _refusal(error: ErrataError) -> Markup:
     return Markup('<p role="alert" class="said bad"><strong>{}</strong> <span class="words">{}</span></p>').format(
-        error.code, visible(str(error), 2000)
+        error.code, _lines(str(error))
     )
+
+
+def _wrong(text: str) -> Markup:
+    return Markup('<p role="alert" class="said bad">{}</p>').format(text)
+
+
+def _faults(error: FaultsError) -> Markup:
+    """Faults of the fact in the form: with the form's names, and without the name that the fact has inside."""
+    lines = [f"{fault.what}. {fault.remedy}." for fault in error.faults]
+    for name, label in _LABELS.items():
+        lines = [line.replace(f"'{name}'", f"'{label}'") for line in lines]
+    return Markup('<p role="alert" class="said bad"><strong>{}</strong> <span class="words">{}</span></p>').format(
+        error.code, _lines("\n".join(lines))
+    )
+
+
+def _lines(text: str) -> str:
+    """A text whose line ends are kept; other invisible characters are shown by their code."""
+    return "\n".join(visible(line, 2000) for line in text.splitlines()[:20])
 
 
 def _edit_title(fact: Fact) -> str:
@@ -321,6 +358,8 @@ def _losses(losses: Mapping[int, Sequence[tuple[int, float]]]) -> Markup:
                   text_svg(_LEFT - 6, up.at(tick) + 3.5, f"{tick:g}", anchor="end")]  # fmt: skip
     parts += [text_svg(across.at(tick), _HEIGHT - 18, f"{tick:g}") for tick in across.ticks]
     parts.append(text_svg((_LEFT + _WIDTH) / 2, _HEIGHT - 3, "step of the search"))
+    upright = '<text transform="translate(10 {}) rotate(-90)" text-anchor="middle">loss</text>'
+    parts.append(Markup(upright).format((8 + _HEIGHT - _BOTTOM) / 2))
     for number, line in enumerate(losses.values()):
         places = " ".join(f"{across.at(step):.1f},{up.at(loss):.1f}" for step, loss in line)
         step, loss = line[-1]

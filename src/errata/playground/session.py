@@ -29,6 +29,7 @@ from errata.patches.patch import Patch
 from errata.patches.stack import Stack, new_stack, write_stack
 from errata.utils.progress import OnSearch, Report, SearchStep, silent
 
+HOST: Final = "127.0.0.1"  # the page is served to this machine only
 TOKENS: Final = 8  # of each answer
 LIKELIEST: Final = 5  # next tokens that are shown
 Export: TypeAlias = Literal["patch", "LoRA adapter"]
