@@ -38,31 +38,92 @@ def overview_of(*stopped: str, **methods: dict) -> Overview:
 def test_what_was_lost_is_what_was_not_kept() -> None:
     (line,) = overview_of(a=made(0.9, kept=0.7)).lines
     assert line.efficacy == Interval(0.9, pytest.approx(0.88), pytest.approx(0.92))
-    assert line.lost == Interval(pytest.approx(0.3), pytest.approx(0.25), pytest.approx(0.35))
+    assert line.lost["untouched_accuracy_known"] == Interval(
+        pytest.approx(0.3), pytest.approx(0.25), pytest.approx(0.35)
+    )
 
 
 def test_a_method_is_ahead_only_with_a_separate_interval() -> None:
     first, second = overview_of(a=made(0.9, 0.7, 1.1), b=made(0.8, 0.9, 1.0)).sentences
-    assert first == "a gives the new answer to 90.0 % of the edited prompts, more than every other method."
+    assert first == "a gives the new answer to 90.0 % [88.0, 92.0] of the edited prompts, more than every other method."
     assert second == (
-        "The cost: 30.0 % of the known answers about other subjects are lost and perplexity is 1.10 times that of the "
-        "unedited model."
+        "The cost: 30.0 % [25.0, 35.0] of the known answers about other subjects are lost, and perplexity is 1.10 "
+        "times [1.09, 1.11] that of the unedited model."
     )
     first, _ = overview_of(a=made(0.9, half=0.08), b=made(0.8, half=0.08)).sentences
-    assert "not with an interval separate from all others" in first
+    assert "more than" not in first
+    assert "overlaps with that of another method" in first
+
+
+@pytest.mark.parametrize(
+    ("kind", "kept"), [("same_subject", 0.65), ("specificity", 0.4), ("unrelated", 0.8), ("untouched", 0.1)]
+)
+def test_the_largest_loss_is_named_with_its_interval(kind: str, kept: float) -> None:
+    metrics = made(0.9, perplexity=1.0)
+    for other in ("same_subject", "specificity", "unrelated", "untouched"):
+        metrics[f"{other}_accuracy_known"] = (0.98, 0.01)
+    metrics[f"{kind}_accuracy_known"] = (kept, 0.05)
+    found = overview_of(a=metrics)
+    name = {
+        "same_subject": "other answers about the same subjects",
+        "specificity": "answers about neighbours",
+        "unrelated": "answers to unrelated questions",
+        "untouched": "answers about other subjects",
+    }
+    lost = 100 * (1 - kept)
+    share = f"{lost:.1f} % [{lost - 5:.1f}, {lost + 5:.1f}]"
+    cost = found.sentences[1]
+    assert cost.startswith(f"The cost: {share} of the known {name[kind]} are lost (the largest measured loss)")
+    assert "perplexity is 1.00 times [0.99, 1.01]" in cost
+    # The broadest kind, which the picture shows, is in the sentence too, once.
+    assert ("2.0 % [1.0, 3.0] of the known answers about other subjects" in cost) == (kind != "untouched")
+    assert cost.count("other subjects") == 1
+    cells = {column.heading: column.cells for column in found.columns}
+    assert cells[f"{name[kind]} lost, %"] == ((f"{lost:.1f}", f"[{lost - 5:.1f}, {lost + 5:.1f}]"),)
+
+
+def test_equal_losses_are_not_called_the_largest() -> None:
+    _, cost = overview_of(a=made(0.9, 0.95) | {"specificity_accuracy_known": (0.95, 0.05)}).sentences
+    assert "largest" not in cost
+    assert "5.0 % [0.0, 10.0] of the known answers about other subjects are lost" in cost
+
+
+def test_the_main_table_has_every_measured_cost_and_no_empty_column() -> None:
+    one = made(0.9, 0.98, 1.1) | {"same_subject_accuracy_known": (0.65, 0.15), "seconds_per_edit": (1.25, 0.05)}
+    columns = overview_of(a=one, b=made(0.8, 0.9)).columns
+    assert [(column.heading, column.cells[0][0], column.cells[1][0]) for column in columns] == [
+        ("new answer, %", "90.0", "80.0"),
+        ("answers about other subjects lost, %", "2.0", "10.0"),
+        ("other answers about the same subjects lost, %", "35.0", "–"),
+        ("perplexity ratio", "1.100", "–"),
+        ("time per edit, s", "1.25", "–"),
+    ]
+    assert columns[2].cells == (("35.0", "[20.0, 50.0]"), ("–", ""))
+    assert [column.heading for column in overview_of(a=made(0.9)).columns] == ["new answer, %"]
 
 
 def test_a_method_that_is_nearly_as_good_and_costs_less_is_named() -> None:
     _, second = overview_of(a=made(0.9, 0.7), b=made(0.88, 0.95), c=made(0.5, 1.0)).sentences
-    assert second.endswith("; b, within 5 points, costs least (5.0 %).")
-    _, second = overview_of(a=made(0.9, 0.95), b=made(0.88, 0.7)).sentences
-    assert second.endswith(", the least of the 2 methods within 5 points.")
+    assert second.endswith(
+        "; b, within 5 points of its share, loses only 5.0 % [0.0, 10.0] of the known answers about other subjects."
+    )
+    for cheap in (0.75, 0.6):  # no less, or only within the intervals
+        _, second = overview_of(a=made(0.9, 0.7), b=made(0.88, cheap)).sentences
+        assert "b," not in second
+    # Compared by the largest loss of the best method, not by the broadest kind.
+    a, b = (
+        made(efficacy, 0.98) | {"same_subject_accuracy_known": (kept, 0.05)}
+        for efficacy, kept in ((0.9, 0.6), (0.88, 0.9))
+    )
+    assert "b, within 5 points of its share, loses only 10.0 %" in overview_of(a=a, b=b).sentences[1]
 
 
 def test_without_control_questions_perplexity_is_the_cost() -> None:
     found = overview_of(a=made(0.9, perplexity=1.3), b=made(0.89, perplexity=1.1))
-    assert found.lost == ""
-    assert "b, within 5 points, costs least (1.10 times)" in found.sentences[1]
+    assert found.kinds == ()
+    assert (
+        "b, within 5 points of its share, has a perplexity of only 1.10 times [1.09, 1.11] that." in found.sentences[1]
+    )
     nothing = overview_of(a=made(0.9))
     assert not nothing.can_be_drawn
     assert "not measured" in nothing.sentences[1]

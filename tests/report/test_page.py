@@ -217,6 +217,22 @@ def test_headings_name_no_path_of_this_machine(tmp_path: Path) -> None:
     assert "/home" not in report_markdown(read_bench_run(directory)).partition("## Reproduce")[0]
 
 
+@pytest.mark.parametrize(
+    ("model", "data", "headline", "title"),
+    [
+        ("gpt2", ("counterfact",), "model gpt2; data counterfact", "Model gpt2, data counterfact"),
+        ("gpt2", ("zsre", "lab"), "model gpt2; data zsre, lab", "Model gpt2, data zsre"),
+        ("lab", ("lab",), "model lab, facts of its own world", "Model lab, facts of its own world"),
+    ],
+)
+def test_headings_say_which_name_is_the_model_and_which_the_data(
+    tmp_path: Path, model: str, data: tuple[str, ...], headline: str, title: str
+) -> None:
+    run = read_bench_run(write_run(tmp_path / "run", MadeUp(seeds=2, facts=20, batch=10, model=model, data=data)))
+    assert run.headline == f"4 methods; {headline}; 2 seeds; 20 edits"
+    assert run.sections()[0].title == title
+
+
 def test_a_curve_ends_where_a_run_drops_out_of_it() -> None:
     rows = [
         row(method, "perplexity_ratio", "during", 1.5, edits=edits, seeds=seeds)

@@ -163,6 +163,9 @@ def _joined(version: object) -> str:
 SUMMARY: Final = "summary.json"
 RECORDS: Final = "records.parquet"
 GRID: Final = "grid.json"
+# The model and the data share a name, which alone would say neither.
+_LAB: Final = "lab"
+_LAB_TITLE: Final = "Model lab, facts of its own world"
 _REMEDY: Final = "Give the unmodified directory of a finished `errata bench`"
 
 
@@ -190,8 +193,9 @@ class Section:
     @property
     def title(self) -> str:
         """Model and data for headings; of a path, only its last part."""
-        names = ((self.model, "unknown model"), (self.data, "unknown data"))
-        return ", ".join(shown_name(name) or missing for name, missing in names)
+        if self.model == self.data == _LAB:
+            return _LAB_TITLE
+        return f"Model {shown_name(self.model) or 'unknown'}, data {shown_name(self.data) or 'unknown'}"
 
 
 def shown_name(name: str) -> str:
@@ -220,12 +224,16 @@ class BenchRun:
 
     @property
     def headline(self) -> str:
-        """A summary in one line: ``4 methods on lab with counterfact; 3 seeds; 1,000 edits``."""
+        """A summary in one line: ``4 methods; model gpt2; data counterfact; 3 seeds; 1,000 edits``."""
         cells = self.about.cells
-        models = ", ".join(dict.fromkeys(shown_name(cell.model) for cell in cells if cell.model))
-        data = ", ".join(dict.fromkeys(shown_name(cell.data) for cell in cells))
+        models = list(dict.fromkeys(shown_name(cell.model) for cell in cells if cell.model))
+        data = list(dict.fromkeys(shown_name(cell.data) for cell in cells))
+        if models == data == [_LAB]:
+            of = [_LAB_TITLE[0].lower() + _LAB_TITLE[1:]]
+        else:
+            of = [f"model{'s' if len(models) > 1 else ''} {', '.join(models) or 'unknown'}", f"data {', '.join(data)}"]
         methods, seeds = counted(len(self.methods), "method"), counted(len({cell.seed for cell in cells}), "seed")
-        parts = [f"{methods} on {models} with {data}", seeds] if cells else [methods]
+        parts = [methods, *of, seeds] if cells else [methods]
         if edits := sorted({row["edits"] for row in self.rows if row["when"] == "after" and "edits" in row}):
             parts.append(f"{edits[0]:,} edits" if len(edits) == 1 else f"{edits[0]:,}–{edits[-1]:,} edits")
         return "; ".join(parts)

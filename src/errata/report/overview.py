@@ -6,7 +6,7 @@ The picture is drawn by matplotlib without any text of a run, and takes its colo
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -41,18 +41,29 @@ class OverviewLine:
 
     Attributes:
         style: its index among all methods of the page.
-        lost: the share of known control answers that were lost.
+        lost: metric -> the share of its known answers that were lost; only what was measured, the broadest kind first.
         is_stopped: whether one of its runs stopped early.
     """
 
     method: str
     style: int
     efficacy: Interval
-    paraphrases: Interval | None
-    lost: Interval | None
+    lost: Mapping[str, Interval]
     perplexity: Interval | None
     seconds: Interval | None
     is_stopped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class OverviewColumn:
+    """A column of the main table.
+
+    Attributes:
+        cells: for each method the value and its interval in words; ``–`` where nothing was measured.
+    """
+
+    heading: str
+    cells: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +71,39 @@ class Overview:
     """The first screen of one model on one data set.
 
     Attributes:
-        lost: the answers that ``OverviewLine.lost`` counts; empty without control questions.
+        kinds: the metrics of ``OverviewLine.lost`` that any method has, the broadest kind first, which the picture
+            shows; empty without control questions.
         sentences: the answer in words.
     """
 
     lines: tuple[OverviewLine, ...]
-    lost: str
+    kinds: tuple[str, ...]
     sentences: tuple[str, str]
 
     @property
     def can_be_drawn(self) -> bool:
         """Whether at least one method has both efficacy and damage."""
-        return any(_damage(line, self.lost) is not None for line in self.lines)
+        return any(_damage(line, self.drawn_kind) is not None for line in self.lines)
+
+    @property
+    def drawn_kind(self) -> str:
+        """The kind of loss in the picture; empty if it shows perplexity."""
+        return self.kinds[0] if self.kinds else ""
+
+    @property
+    def columns(self) -> tuple[OverviewColumn, ...]:
+        """The main table, without columns in which nothing was measured."""
+        values: list[tuple[str, str, list[Interval | None]]] = [
+            ("new answer, %", Metric.EFFICACY_ACCURACY, [line.efficacy for line in self.lines]),
+            *((f"{_LOST[kind]} lost, %", kind, [line.lost.get(kind) for line in self.lines]) for kind in self.kinds),
+            ("perplexity ratio", Metric.PERPLEXITY_RATIO, [line.perplexity for line in self.lines]),
+            ("time per edit, s", Metric.SECONDS_PER_EDIT, [line.seconds for line in self.lines]),
+        ]
+        return tuple(
+            OverviewColumn(heading, tuple(_cell_text(value, metric) for value in column))
+            for heading, metric, column in values
+            if any(column)
+        )
 
 
 def overview(rows: Sequence[Row], methods: Sequence[str], stopped: Collection[str] = ()) -> Overview | None:
@@ -88,14 +120,12 @@ def overview(rows: Sequence[Row], methods: Sequence[str], stopped: Collection[st
         row = after.get((metric, method))
         return None if row is None else Interval(row["mean"], row["low"], row["high"])
 
-    kind = next((metric for metric in _LOST if any(value(metric, method) for method in methods)), "")
     lines = tuple(
         OverviewLine(
             method,
             style,
             efficacy,
-            value(Metric.GENERALISATION_ACCURACY, method),
-            _complement(value(kind, method)),
+            {kind: _complement(kept) for kind in _LOST if (kept := value(kind, method)) is not None},
             value(Metric.PERPLEXITY_RATIO, method),
             value(Metric.SECONDS_PER_EDIT, method),
             method in stopped,
@@ -105,63 +135,90 @@ def overview(rows: Sequence[Row], methods: Sequence[str], stopped: Collection[st
     )
     if not lines:
         return None
-    lost = _LOST.get(kind, "")
-    return Overview(lines, lost, _sentences(lines, lost))
+    kinds = tuple(kind for kind in _LOST if any(kind in line.lost for line in lines))
+    return Overview(lines, kinds, _sentences(lines))
 
 
-def _complement(found: Interval | None) -> Interval | None:
-    if found is None:
-        return None
+def _complement(found: Interval) -> Interval:
     low, high = (None if end is None else 1 - end for end in (found.high, found.low))
     return Interval(1 - found.mean, low, high)
 
 
-def _damage(line: OverviewLine, lost: str) -> Interval | None:
-    return line.lost if lost else line.perplexity
+def _damage(line: OverviewLine, kind: str) -> Interval | None:
+    return line.lost.get(kind) if kind else line.perplexity
 
 
-def _sentences(lines: Sequence[OverviewLine], lost: str) -> tuple[str, str]:
+def _share(value: Interval) -> str:
+    """``35.0 % [20.0, 50.0]``."""
+    ends = "" if value.low is None or value.high is None else f" [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+    return f"{100 * value.mean:.1f} %{ends}"
+
+
+def _times(value: Interval) -> str:
+    """``1.10 times [1.09, 1.11]``."""
+    ends = "" if value.low is None or value.high is None else f" [{value.low:.2f}, {value.high:.2f}]"
+    return f"{value.mean:.2f} times{ends}"
+
+
+def _sentences(lines: Sequence[OverviewLine]) -> tuple[str, str]:
     """Which method takes the edits best, and what that cost; nothing is called better within its interval."""
     compared = [line for line in lines if not line.is_stopped]
     if not compared:
         return "Every method stopped early, because perplexity exceeded its limit.", "So none is compared."
     best = max(compared, key=lambda line: line.efficacy.mean)
-    share = f"{100 * best.efficacy.mean:.1f} %"
+    first = f"{best.method} gives the new answer to {_share(best.efficacy)} of the edited prompts"
     if len(compared) == 1:
-        first = f"{best.method} gives the new answer to {share} of the edited prompts."
+        pass
     elif separate_best([line.efficacy for line in compared], "higher") is not None:
-        first = f"{best.method} gives the new answer to {share} of the edited prompts, more than every other method."
+        first += ", more than every other method"
+    elif any(line.efficacy.low is None or line.efficacy.high is None for line in compared):
+        first += ", the highest share, but some intervals are unknown, so the difference may be chance"
     else:
-        first = (
-            f"{best.method} gives the new answer to {share} of the edited prompts, the most, but not with an interval "
-            "separate from all others."
-        )
-    return first, _cost(best, compared, lost)
+        first += ", the highest share, but its 95 % interval overlaps with that of another method"
+    return f"{first}.", _cost(best, compared)
 
 
-def _cost(best: OverviewLine, compared: Sequence[OverviewLine], lost: str) -> str:
-    """What the best method changed besides, and whether one that is nearly as good changed less."""
+def _cost(best: OverviewLine, compared: Sequence[OverviewLine]) -> str:
+    """What the best method changed besides, and whether one that is nearly as good clearly changed less.
+
+    Of the kinds of lost answers, the sentence has the broadest and the one with the largest loss.
+    """
+    worst = max(best.lost, key=lambda kind: best.lost[kind].mean, default="")  # of equal ones, the broadest
+    alone = all(best.lost[worst].mean > value.mean for kind, value in best.lost.items() if kind != worst)
+    note = "the largest measured loss" if alone else "no measured loss is larger"
     parts = []
-    if best.lost is not None:
-        parts.append(f"{100 * best.lost.mean:.1f} % of the known {lost} are lost")
+    for kind in dict.fromkeys([worst, *list(best.lost)[:1]] if worst else []):
+        largest = f" ({note})" if kind == worst and len(best.lost) > 1 else ""
+        parts.append(f"{_share(best.lost[kind])} of the known {_LOST[kind]} are lost{largest}")
     if best.perplexity is not None:
-        parts.append(f"perplexity is {best.perplexity.mean:.2f} times that of the unedited model")
+        parts.append(f"perplexity is {_times(best.perplexity)} that of the unedited model")
     if not parts:
         return "What that cost was not measured: there were no control questions and no texts."
-    sentence = f"The cost: {' and '.join(parts)}"
+    joined = ", and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+    return f"The cost: {joined}{_cheaper(best, worst, compared)}."
+
+
+def _cheaper(best: OverviewLine, kind: str, compared: Sequence[OverviewLine]) -> str:
+    """The method with the least damage of a kind among those near the best, if its interval is below the best's."""
     near = [
         (damage, line)
         for line in compared
-        if line.efficacy.mean >= best.efficacy.mean - _NEAR and (damage := _damage(line, lost)) is not None
+        if line is not best
+        and line.efficacy.mean >= best.efficacy.mean - _NEAR
+        and (damage := _damage(line, kind)) is not None
     ]
-    if len(near) > 1:
-        damage, least = min(near, key=lambda each: each[0].mean)
-        number = f"{100 * damage.mean:.1f} %" if lost else f"{damage.mean:.2f} times"
-        if least is best:
-            sentence += f", the least of the {counted(len(near), 'method')} within {100 * _NEAR:.0f} points"
-        else:
-            sentence += f"; {least.method}, within {100 * _NEAR:.0f} points, costs least ({number})"
-    return f"{sentence}."
+    own = _damage(best, kind)
+    if not near or own is None:
+        return ""
+    damage, least = min(near, key=lambda each: each[0].mean)
+    if separate_best([own, damage], "lower") != 1:
+        return ""
+    what = (
+        f"loses only {_share(damage)} of the known {_LOST[kind]}"
+        if kind
+        else f"has a perplexity of only {_times(damage)} that"
+    )
+    return f"; {least.method}, within {100 * _NEAR:.0f} points of its share, {what}"
 
 
 def overview_svg(found: Overview, name: str) -> Markup:
@@ -174,6 +231,7 @@ def overview_svg(found: Overview, name: str) -> Markup:
         MissingExtraError: if figures cannot be drawn here.
     """
     check_drawing()
+    lost = _LOST.get(found.drawn_kind, "")
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -192,15 +250,15 @@ def overview_svg(found: Overview, name: str) -> Markup:
         axes: Any = figure.subplots()
         axes.patch.set_alpha(0.0)
         for line in found.lines:
-            _draw_cross(axes, line, found.lost)
+            _draw_cross(axes, line, found.drawn_kind)
         axes.grid(linewidth=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_ylabel("edited prompts with the new answer, %")
-        axes.set_xlabel(f"{found.lost} lost, %" if found.lost else "perplexity, ratio to the unedited model")
+        axes.set_xlabel(f"{lost} lost, %" if lost else "perplexity, ratio to the unedited model")
         written = io.StringIO()
         FigureCanvasSVG(figure).print_svg(written, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    against = f"{found.lost} lost" if found.lost else "perplexity"
+    against = f"{lost} lost" if lost else "perplexity"
     what = f"efficacy against {against} of {counted(len(found.lines), 'method')}; the numbers are in the table"
     element = page_element(written.getvalue(), name, what)
     for placeholder, variable in (_OF_PAGE | {_colour(index): f"c{index}" for index in range(COLOURS)}).items():
@@ -212,11 +270,11 @@ def _colour(style: int) -> str:
     return f"#0102{0x10 + style % COLOURS:02x}"
 
 
-def _draw_cross(axes: Any, line: OverviewLine, lost: str) -> None:
-    damage = _damage(line, lost)
+def _draw_cross(axes: Any, line: OverviewLine, kind: str) -> None:
+    damage = _damage(line, kind)
     if damage is None:
         return
-    scale = 100 if lost else 1
+    scale = 100 if kind else 1
     x, y, colour = scale * damage.mean, 100 * line.efficacy.mean, _colour(line.style)
     if damage.low is not None and damage.high is not None:
         axes.plot([scale * damage.low, scale * damage.high], [y, y], color=colour, linewidth=1.6)
@@ -226,8 +284,7 @@ def _draw_cross(axes: Any, line: OverviewLine, lost: str) -> None:
     axes.plot([x], [y], marker=_MARKERS[marker_of(line.style)], markersize=7, color=colour, linestyle="none", **hollow)
 
 
-def cell_text(value: Interval | None, metric: str) -> tuple[str, str]:
-    """A value and its interval as in the tables; ``–`` if nothing was measured."""
+def _cell_text(value: Interval | None, metric: str) -> tuple[str, str]:
     if value is None:
         return "–", ""
     entry = entry_of(metric)

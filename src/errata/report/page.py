@@ -26,7 +26,7 @@ from errata.report.comparison import BEST_NOTE, Comparison, comparisons
 from errata.report.conclusions import conclusion, unable
 from errata.report.curves import Chart, chart_svg, charts, swatch_svg
 from errata.report.gap import Gap, gap_svg, gaps
-from errata.report.overview import Overview, cell_text, overview, overview_svg
+from errata.report.overview import Overview, overview, overview_svg
 from errata.report.studies import ShownStudy, format_value, verdicts
 
 MOST_COLUMNS: Final = 8  # of one table; they fit next to the names of methods in a window of 1280 pixels
@@ -154,7 +154,6 @@ def environment() -> Environment:
         "chart": chart_svg,
         "gap_chart": gap_svg,
         "overview_chart": overview_svg,
-        "main_cell": cell_text,
         "swatch": swatch_svg,
         "breakable": breakable,
         "shown_name": shown_name,
