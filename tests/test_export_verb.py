@@ -274,3 +274,9 @@ def test_an_adapter_for_a_rounded_copy_says_so(
     assert converted == source_of(str(small.gguf))
     AutoModelForCausalLM.from_pretrained(converted)
     assert converted in "".join(capsys.readouterr().err.split())
+    # The server's machine has no such directory.
+    options = ["--for", "vllm", "--model", str(small.gguf)]
+    assert run(["export", patch, "--lora", str(tmp_path / "served"), *options]) == 0
+    out, error = flat(capsys)
+    assert "vllm serve ORIGINAL " in out
+    assert "PEFT" not in error

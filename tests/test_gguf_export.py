@@ -220,8 +220,8 @@ def test_files_of_another_model_are_refused(
     model = LanguageModel(original, tokenizer)
     with raises_code("GGUF_OTHER_MODEL", InputError, "qwen2"):
         file.check_holds([], "qwen2")
-    with raises_code("GGUF_OTHER_MODEL", InputError, "has none"):
-        file.check_holds([(Place(9), (32, 48))], "llama")
+    with raises_code("GGUF_OTHER_MODEL", InputError, "the-base"):
+        file.check_holds([(Place(9), (32, 48))], "llama", "the-base")
     with raises_code("GGUF_OTHER_MODEL", InputError, "32 × 48"):
         file.check_holds([(Place(1), (48, 32))], "llama")
     adapter = as_patch_of(model, low_rank(model, 1, 1))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from transformers import PreTrainedModel
 
 from errata.cli.main import run
 from errata.errors import InputError
+from errata.facts.fact import Fact
 from errata.models.language_model import LanguageModel
 from errata.patches.patch import Patch
 from errata.patches.stack import new_stack
@@ -99,6 +103,9 @@ def test_patches_are_served_on_the_weights_that_they_were_made_for(
         assert own == layers  # all other weights are shared
     with raises_code("PATCH_OTHER_WEIGHTS", InputError, "'second'"):
         served_models(model, None, [("second", patches["second"])])
+    renamed = replace(patches["second"], base="another-model")
+    with raises_code("PATCH_OTHER_WEIGHTS", InputError, "another-model"):
+        served_models(model, None, [("second", renamed)])
     with raises_code("PATCH_NAME_TWICE", InputError, "base+first"):
         served_models(model, None, [("first", patches["first"]), ("first", patches["other"])])
     assert_same_bits(parameter_bits(model), before)
@@ -168,7 +175,11 @@ def test_openai_s_client_chooses_the_state_by_the_model_s_name(made: tuple[Langu
 
 
 def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
+    model = LanguageModel.load("lab")
+    fact = Fact("one", "Milan Lang", 'It\'s "said" that {} lives in', "Rome")
+    replace(patch_of(model, [low_rank(model, 1, 1)]), facts=(fact,), base="lab").save(tmp_path / "p.safetensors")
     command = [sys.executable, "-m", "errata", "serve", "--model", "lab", "--port", "0"]
+    command += ["--patch", str(tmp_path / "p.safetensors")]
     environment = {**os.environ, "COLUMNS": "200", "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
@@ -181,8 +192,12 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         rest = process.stdout.read()
         assert process.wait(timeout=30) == 0
-    assert answer == LanguageModel.load("lab").continue_texts([text], new_tokens=2)[0]
+    assert answer == model.continue_texts([text], new_tokens=2)[0]
     assert "Stopped." in rest
+    # The example asks for the patch's own fact, and survives the shell and JSON.
+    (line,) = [line for line in rest.splitlines() if line.strip().startswith("curl")]
+    asked = json.loads(shlex.split(line)[-1])
+    assert (asked["model"], asked["prompt"]) == ("base+p", fact.text)
 
 
 def test_a_port_in_use_is_refused_before_the_model_is_loaded(

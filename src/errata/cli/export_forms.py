@@ -104,10 +104,11 @@ class LoraForm(Form):
     def close(self) -> None:
         size = (self._directory / WEIGHTS).stat().st_size
         echo(f"Wrote {self._directory} ({_kind(self._adapter, self._rank)}, {size / 1e6:.2f} MB in float32).")
-        _note_base(self._base)
+        _note_base(self._base, "vLLM" if self._vllm else "PEFT")
         if self._vllm:
             assert self._dtype is not None
-            base, place = transformers_name(self._base), str(self._directory)
+            place = str(self._directory)
+            base = "ORIGINAL" if _is_gguf_file(self._base) else transformers_name(self._base)
             name = self._directory.absolute().name
             _show_command(
                 "Serve it; requests choose the edit by the model name " + repr(name),
@@ -146,7 +147,7 @@ class GgufAdapterForm(Form):
         if file is None:
             self.served = f"the dtype of the edit, adapter in {stored_as}"
         else:
-            file.check_holds([(factors.place, factors.shape) for factors in adapter.layers], architecture)
+            file.check_holds([(factors.place, factors.shape) for factors in adapter.layers], architecture, base)
             self.host = (_name_of(file, base), torch.float32)
             self.served = f"the weights of {file.path.name}, adapter in {stored_as}"
 
@@ -203,7 +204,7 @@ class GgufModelForm(Form):
         """
         self._path, self._file = path, file
         terms = [term for patch in patches for term in patch.terms]
-        self._tensors = merged_tensors(terms, file, outline.config, stored_as=stored_as)
+        self._tensors = merged_tensors(terms, file, outline.config, stored_as=stored_as, made_for=base)
         self.host = (_name_of(file, base), torch.float32)
         types = ", ".join(dict.fromkeys(tensor.after for tensor in self._tensors))
         self.served = f"the weights of {file.path.name}, edited tensors in {types}"
@@ -262,10 +263,15 @@ def _show_command(title: str, command: str) -> None:
         console().print(f"  {line}", highlight=False, soft_wrap=True, markup=False)
 
 
-def _note_base(base: str) -> None:
-    """Note which base model adapter_config.json names, where PEFT cannot load it by errata's name."""
+def _is_gguf_file(base: str) -> bool:
+    """Whether the base is a GGUF file that has no known original."""
+    return not is_small_model(base) and gguf_of(base) is not None
+
+
+def _note_base(base: str, server: str) -> None:
+    """Note which base model adapter_config.json names, where the server cannot load it by errata's name."""
     written = transformers_name(base)
-    start = f"note: adapter_config.json names the base model {written}, because PEFT cannot load {base!r}"
+    start = f"note: adapter_config.json names the base model {written}, because {server} cannot load {base!r}"
     if is_small_model(base):
         model = small_model(base)
         copied = (
@@ -273,8 +279,14 @@ def _note_base(base: str) -> None:
             f"exactly that copy, attach the adapter to {source_of(base)} (printed by `errata models path {base}`)"
         )
         warn(start + ("" if model.here == model.original else copied))
-    elif base == "lab" or gguf_of(base) is not None:
-        warn(f"{start}; the directory is on this machine only")
+    elif base == "lab":
+        warn(f"{start}; to serve it on another machine, copy that directory there")
+    elif _is_gguf_file(base):
+        warn(
+            f"{start}. That directory is errata's copy on this machine. On another machine, give {server} the original "
+            "model that the file was made from (ORIGINAL), by its name on the hub or its directory there; its weights "
+            "differ from the file's by rounding, so answers may differ from those measured"
+        )
 
 
 def _adapter_table(adapter: Adapter, modules: Sequence[str]) -> Table:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -9,8 +12,11 @@ from typing import Annotated
 import torch
 import typer
 
-from errata.cli.model_options import DeviceOption, ModelOption, TrustOption, outline_of, placement
+from errata.cli.model_options import DeviceOption, ModelOption, TrustOption, is_lab, outline_of, placement
 from errata.cli.terminal import console, echo, progress, warn
+from errata.lab.package import lab_world
+from errata.lab.tasks import lab_facts
+from errata.patches.patch import Patch
 from errata.patches.stack import Stack, is_stack, read_stack
 from errata.runs.loading import check_weights, load_model, load_patch, stack_of_run
 from errata.runs.run import is_run
@@ -74,13 +80,28 @@ def serve(
         for name in models:
             console().print(f"  {name}", highlight=False, markup=False, soft_wrap=True)
         echo("Ask one of them:")
-        body = f'{{"model": "{list(models)[-1]}", "prompt": "The capital of France is", "max_tokens": 8}}'
-        line = f"curl {address}/v1/completions -H 'Content-Type: application/json' -d '{body}'"
+        made = [*([] if stack is None else [each.patch for each in stack.patches]), *(patch for _, patch in found)]
+        line = _request(address, list(models)[-1], _example_prompt(model, made))
         console().print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
         server = uvicorn.Server(uvicorn.Config(application, log_level="warning"))
         with suppress(KeyboardInterrupt):  # raised again after the server has shut down
             server.run(sockets=[listener])
         echo("Stopped.")
+
+
+def _example_prompt(model: str, patches: Sequence[Patch]) -> str:
+    """The first fact's prompt of the last patch that has facts; without one, a prompt that the model knows."""
+    edited = [patch.facts[0] for patch in patches if patch.facts]
+    if edited:
+        return edited[-1].text
+    return lab_facts(lab_world(), 1, seed=0)[0].text if is_lab(model) else "The capital of France is"
+
+
+def _request(address: str, name: str, prompt: str) -> str:
+    """A request as a command for a shell. What cannot be printed is escaped."""
+    asked = {"model": name, "prompt": prompt, "max_tokens": 8}
+    body = json.dumps(asked, ensure_ascii=not f"{name}{prompt}".isprintable())
+    return f"curl {address}/v1/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}"
 
 
 def _stack(model: str, trust_remote_code: bool) -> Stack | None:

@@ -99,19 +99,26 @@ class GgufFile:
             raise InputError(what, remedy="Give the GGUF file of the whole base model", code="GGUF_UNSUPPORTED")
         return cls(path, str(fields["general.architecture"]), tensors)
 
-    def check_holds(self, places: Sequence[tuple[Place, tuple[int, int]]], architecture: str) -> None:
-        """Raises InputError unless the file is of this architecture and has these matrices, as (place, shape)."""
+    def check_holds(
+        self, places: Sequence[tuple[Place, tuple[int, int]]], architecture: str, made_for: str = ""
+    ) -> None:
+        """Raises InputError unless the file is of this architecture and has these matrices, as (place, shape).
+
+        Args:
+            made_for: the name of the model that the patches were made for, for the message.
+        """
         problem = ""
         if self.architecture != architecture:
             problem = f"holds a model of the family {self.architecture!r}, the patches were made for {architecture!r}"
         for place, shape in () if problem else places:
             found = self.tensors.get(tensor_name(place))
             if found is None or found.shape != shape:
-                has = "none" if found is None else f"one of {found.shape[0]} × {found.shape[1]}"
-                problem = f"has {has} where the patches change a matrix of {shape[0]} × {shape[1]} ({place.title})"
+                has = "no matrix" if found is None else f"a matrix of {found.shape[0]} × {found.shape[1]}"
+                problem = f"has {has} at {place.title}, the patches change one of {shape[0]} × {shape[1]} there"
                 break
         if problem:
-            remedy = "Give the GGUF file of the model that the patches were made for"
+            named = f", {made_for!r}" if made_for else ""
+            remedy = f"Give the GGUF file of the model that the patches were made for{named}"
             raise InputError(f"{self.path} {problem}", remedy=remedy, code="GGUF_OTHER_MODEL")
 
 
@@ -216,7 +223,7 @@ class MergedTensor:
 
 
 def merged_tensors(
-    terms: Sequence[Term], base: GgufFile, config: PreTrainedConfig, *, stored_as: str
+    terms: Sequence[Term], base: GgufFile, config: PreTrainedConfig, *, stored_as: str, made_for: str = ""
 ) -> list[MergedTensor]:
     """W + ΔW of every edited matrix, summed in float64 and stored in a type.
 
@@ -224,6 +231,7 @@ def merged_tensors(
         terms: of all patches.
         config: of the base model.
         stored_as: one of ``MERGED_TYPES``.
+        made_for: the name of the model that the patches were made for, for messages.
 
     Raises:
         InputError: if the file has no such matrices, or ``gguf`` cannot quantise to a tensor's type.
@@ -235,7 +243,8 @@ def merged_tensors(
     changes: dict[Place, list[Term]] = {}
     for term in terms:
         changes.setdefault(term.place, []).append(term)
-    base.check_holds([(place, found[0].shape) for place, found in sorted(changes.items())], gguf_architecture(config))
+    shapes = [(place, found[0].shape) for place, found in sorted(changes.items())]
+    base.check_holds(shapes, gguf_architecture(config), made_for)
     written = []
     with reading_gguf(base.path):
         tensors = {tensor.name: tensor for tensor in GGUFReader(base.path).tensors}

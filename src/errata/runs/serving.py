@@ -70,6 +70,12 @@ def served_models(
     ]
     for number, (name, patch, forced) in enumerate(wanted, start=1):
         under = states.get(patch.fingerprint) if forced is None else top
+        if under is None and len(wanted) == 1 and patch.base != model.name:
+            raise InputError(
+                f"the patch {name!r} was made for {patch.base!r}, not for {model.name!r}",
+                remedy="Give that model, and first the patches below this one, if it has any",
+                code="PATCH_OTHER_WEIGHTS",
+            )
         if under is None:
             raise InputError(
                 f"the patch {name!r} was made for other weights than the model has with any of the patches before it",

@@ -23,8 +23,8 @@ def listen(
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         # Python adds the address as a tuple to the system's words. Faults of names have negative numbers.
-        known = error.errno is not None and error.errno > 0
-        why = os.strerror(error.errno) if known else error.strerror or error
+        number = error.errno or 0
+        why = os.strerror(number) if number > 0 else error.strerror or error
         raise InputError(
             f"cannot listen on {host}, port {port}: {why}", remedy=remedy, code="ADDRESS_UNAVAILABLE"
         ) from error
