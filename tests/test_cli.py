@@ -289,8 +289,8 @@ QUANTISED = {"model_type": "llama", "num_hidden_layers": 4}
 
 
 UNSUPPORTED: list[tuple[dict[str, object], str]] = [
-    ({"model_type": "mixtral", "num_local_experts": 8}, "mixture of experts"),
-    ({"model_type": "qwen3_moe", "num_experts": 64}, "mixture of experts"),
+    ({"model_type": "qwen2_moe", "num_experts": 64}, "mixture of experts"),
+    ({"model_type": "phimoe", "num_local_experts": 8}, "mixture of experts"),
     ({"model_type": "t5", "is_encoder_decoder": True}, "an encoder and a decoder"),
     (QUANTISED | {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "are quantised"),
     (QUANTISED | {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "are quantised"),

@@ -155,8 +155,7 @@ def test_operations_of_the_statistics_are_those_that_are_counted(tmp_path: Path)
     with counted(model) as counter:
         key_moments(model, recipe.layers, texts, recipe.statistics)
     stage = cost.stages[0]
-    assert stage.double_flops == 2 * size.mlp_width**2 * 640 * 3
-    # The counter knows no addition in place, which the sums of k kᵀ are.
+    assert stage.double_flops == 0  # products are in float32
     assert counter.get_total_flops() == pytest.approx(stage.flops, rel=0.02)
 
 

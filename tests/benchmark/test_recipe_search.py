@@ -267,7 +267,7 @@ def test_the_file_says_how_each_number_was_found_and_holds_for_the_method_with_a
     for name, end in found.items():
         for reason in end.reasons.values():
             assert reason in text
-        assert text.count(f"{name}, ") == 3
+        assert text.count(f"# {name}, ") == 3
         recipe = parse_recipe(text, name, source="auto.yaml")
         assert recipe.target == end.recipe.target
         assert recipe.solver == end.recipe.solver

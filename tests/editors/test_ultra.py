@@ -49,7 +49,9 @@ def test_rows_are_inputs_and_gradients_at_the_answer_positions(family: str) -> N
     replay = RowReplay(model, teacher_forced(model.tokenizer, FACTS[:5]), LAYERS)
     order = [4, 0, 3]
     found = replay.gradients(order)
-    tolerance = {"rtol": 1e-3, "atol": 1e-5} if family == "gemma2" else {"rtol": 1e-5, "atol": 1e-8}
+    # GPT-J computes attention's weights in float32 whatever the model's dtype is.
+    rounded = family in ("gemma2", "gptj")
+    tolerance = {"rtol": 1e-3, "atol": 1e-5} if rounded else {"rtol": 1e-5, "atol": 1e-8}
     for layer in LAYERS:
         expected = slow.rows_of(model, [FACTS[index] for index in order], layer)
         torch.testing.assert_close(tuple(part.double() for part in found[layer]), expected, **tolerance)

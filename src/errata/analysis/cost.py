@@ -19,6 +19,7 @@ from errata.models.loading import Outline
 from errata.models.prompts import complete, encode, subject_token
 from errata.models.replay import PASS_COST, length_cuts
 from errata.models.size import ModelSize
+from errata.statistics.moments import products_flops
 
 ACCELERATOR_LIMITS: Final = GroupLimits(ROWS_AT_ONCE)
 _LEAD = 1  # tokens that join a prefix and a prompt: "." mostly, for the space belongs to the next word
@@ -354,6 +355,7 @@ def weight_shift_cost(
     reading = sum(bucket.rows * (bucket.slots + 1) for bucket in probe.buckets)
     batch_reading = sum(bucket.rows * (bucket.slots + 1) for bucket in batch.buckets)
     seen = max(bucket.slots + 1 for bucket in (*probe.buckets, *batch.buckets))
+    products = products_flops(size.mlp_width // size.experts, read)  # in float32, of each expert
     once_read = read_flops(size, read, last + 1, document) - 2 * read * size.width * size.mlp_width
     solves = sum(
         settings.count
@@ -369,7 +371,7 @@ def weight_shift_cost(
     per_batch += 3 * len(layers) * read_flops(size, batch_reading, last + 1, seen)
     per_probe += read_flops(size, reading, last + 1, seen)
     stages = (
-        Stage("key statistics", float(once_read), 2.0 * size.mlp_width**2 / size.experts * read * len(layers)),
+        Stage("key statistics", once_read + size.experts * products * len(layers)),
         Stage("factorisations", 0.0, solver.prepare * size.mlp_width**3 / size.experts**2 * len(layers)),
         Stage("targets of the probe facts", float(seeds * len(checkpoints) * per_probe)),
         Stage("earlier batches", float(seeds * max(checkpoints) * per_batch)),

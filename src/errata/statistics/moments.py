@@ -14,7 +14,7 @@ from errata.models.copies import checked, receive, send
 from errata.models.language_model import LanguageModel, Site
 from errata.models.prompts import encode, length_batches, pad
 from errata.statistics.settings import StatisticsSettings, corpus_too_short, corpus_without_text
-from errata.utils.tensors import float64_device
+from errata.utils.tensors import float64_device, to_float64
 
 # A chunk ends with the document that brings it to this many tokens. Sums can be saved between chunks, so that a killed
 # process loses at most one. Changing it changes the last bits of statistics.
@@ -78,12 +78,18 @@ def _add_products(total: Tensor, keys: Tensor) -> None:
     for rows in keys.split(_KEYS_AT_ONCE):
         for start in range(0, width, _COLUMNS_AT_ONCE):
             stop = min(start + _COLUMNS_AT_ONCE, width)
-            product = (rows[:, start:stop].T @ rows[:, start:]).to(total.device)
+            product = to_float64(rows[:, start:stop].T @ rows[:, start:]).to(total.device)
             # A block on the diagonal need not be symmetric to the last bit.
             square = product[:, : stop - start]
             square.copy_(square.triu() + square.triu(1).T)
             total[start:stop, start:] += product
             total[stop:, start:stop] = total[start:stop, stop:].T
+
+
+def products_flops(width: int, keys: int) -> float:
+    """Operations of adding so many keys of a width: blocks below the diagonal are not computed."""
+    starts = range(0, width, _COLUMNS_AT_ONCE)
+    return sum(2.0 * keys * min(_COLUMNS_AT_ONCE, width - start) * (width - start) for start in starts)
 
 
 def moment_shape(model: LanguageModel, layer: int) -> tuple[int, ...]:
