@@ -226,7 +226,7 @@ class TargetLoss(SearchLoss[TargetSettings]):
         return self._of(self._prompts.answers(delta), delta)
 
     def in_step(self, delta: Float[Tensor, "u d"], step: int) -> tuple[Float[Tensor, "u"], bool]:
-        """With ``contexts_per_step``, the bare prompt and the contexts whose turn it is stand for all.
+        """With ``contexts_per_step``, the bare prompt and the contexts whose turn it is represent all.
 
         The weight of contexts other than the bare prompt is shared among those of the step, so that the loss is right
         on average.

@@ -214,7 +214,7 @@ class MergedTensor:
     before: str  # its type in the base's file, in lower case
     after: str  # its type in the merged file
     stored: np.ndarray[Any, np.dtype[Any]]  # the bytes, as ``gguf`` packs them
-    value: Float[Tensor, "d_out d_in"]  # what they stand for, in transformers' order of rows, float32
+    value: Float[Tensor, "d_out d_in"]  # the values that they encode, in transformers' order of rows, float32
     error: float  # ‖value − (W + ΔW)‖ / ‖ΔW‖, with W as the base's file has it
 
     @property

@@ -30,7 +30,7 @@ _NEAR: Final = 0.05  # methods whose efficacy is at most this much below the bes
 _WIDTH, _HEIGHT, _TEXT = 3.7, 2.9, 8.5  # inches, points
 # Matplotlib's marker for each of the page's.
 _MARKERS: Final = {"circle": "o", "square": "s", "triangle": "^", "diamond": "D", "cross": "X", "inverted": "v"}
-# Colours that stand for those of the page, which no other part of a drawing has.
+# Placeholders for the colours of the page; no other part of a drawing has these colours.
 _SOFT, _RULE = "#010204", "#010205"
 _OF_PAGE: Final = {_SOFT: "soft", _RULE: "rule"}
 

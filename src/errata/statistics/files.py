@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -22,8 +22,8 @@ from transformers import PreTrainedTokenizerBase
 from errata.errors import InputError
 from errata.models.prompts import encode
 from errata.statistics.moments import SecondMoment
-from errata.utils.files import new_file, open_file, reason_of
-from errata.utils.tensors import checksum, read_checked
+from errata.utils.files import new_file, reason_of
+from errata.utils.tensors import checksum, opened, read_checked
 
 FORMAT: Final = "errata-statistics-1"
 _HEADER: Final = "header"
@@ -170,13 +170,7 @@ def check_file_has(path: Path, layers: Sequence[int]) -> None:
     Raises:
         InputError: if it is not, or has not.
     """
-    with _readable(path):
-        with open_file(path):  # gives clearer errors than safetensors
-            pass
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        if metadata.get("format") != FORMAT:
-            raise ValueError(f"its format is {metadata.get('format')!r}, expected {FORMAT!r}")
+    with _readable(path), opened(path, FORMAT) as (_, metadata):
         counts = [int(layer) for layer in json.loads(metadata[_HEADER])["counts"]]
     _check_layers(path, counts, layers)
 

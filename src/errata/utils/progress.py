@@ -22,7 +22,7 @@ class SearchStep:
         done: steps so far, of ``total``; more if the search of many facts is split into groups.
         total: the most steps; a search may end earlier.
         loss: mean over the facts of the group, of the last loss of each.
-        facts_left: facts of the group whose search goes on.
+        facts_left: facts of the group that are still searched.
     """
 
     layer: int

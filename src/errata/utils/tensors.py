@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,25 @@ def tensor_bytes(tensor: Tensor) -> Any:
     return tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy()
 
 
+@contextmanager
+def opened(path: Path, form: str) -> Iterator[tuple[Any, Mapping[str, str]]]:
+    """A safetensors file of ours while the context is open, and its metadata.
+
+    Args:
+        form: the expected format.
+
+    Raises:
+        OSError, SafetensorError, ValueError: if it cannot be read or is of another format.
+    """
+    with open_file(path):  # gives clearer errors than safetensors
+        pass
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        if metadata.get("format") != form:
+            raise ValueError(f"its format is {metadata.get('format')!r}, expected {form!r}")
+        yield file, metadata
+
+
 def read_checked(path: Path, form: str, key: str) -> tuple[str, dict[str, Tensor]]:
     """The header and the tensors of a safetensors file whose metadata have its format, its header and their checksum.
 
@@ -58,12 +78,7 @@ def read_checked(path: Path, form: str, key: str) -> tuple[str, dict[str, Tensor
     Raises:
         OSError, SafetensorError, KeyError, ValueError: if it cannot be read, is of another format, or is damaged.
     """
-    with open_file(path):  # gives clearer errors than safetensors
-        pass
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        if metadata.get("format") != form:
-            raise ValueError(f"its format is {metadata.get('format')!r}, expected {form!r}")
+    with opened(path, form) as (file, metadata):
         # Copies, since these tensors are mapped from the file, which might change after the check.
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (it is no mapping)
     if checksum(metadata[key], tensors) != metadata["sha256"]:
